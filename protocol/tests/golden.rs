@@ -1,0 +1,226 @@
+//! Every message of this wire version, byte for byte. `UPDATE=1` writes the files anew; a change in them is a change of the contract.
+
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use protocol::answer::{Answer, CacheOutcome, Finish, Output, Segment, Usage, Word};
+use protocol::header::{self, Headers};
+use protocol::heartbeat::{Heartbeat, Loaded, State};
+use protocol::job::{Job, Turn};
+use protocol::media::Modality;
+use protocol::record::{End, IdRecord, Record, SessionTurn};
+use protocol::reply::{self, ChunkOf, Frame};
+use protocol::request::{
+    self, Blob, Content, Format, Incoming, Mode, Params, Part, Priority, Request, Role, Stop, Task,
+};
+use protocol::token::{ModelRef, SessionId, Token};
+use protocol::{ErrorCode, Refusal, WIRE_VERSION};
+
+const PNG: &[u8] = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x01\0\0\0\x01\x08\x02\0\0\0\x90wS\xde";
+
+fn check(name: &str, actual: &[u8]) {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden").join(name);
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(&path, actual).unwrap();
+    }
+    let expected =
+        std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}; UPDATE=1 writes it", path.display()));
+    assert_eq!(actual, expected, "{name} is not what it was: the contract changed");
+}
+
+fn token(name: &str) -> Token {
+    Token::parse("name", name).unwrap()
+}
+
+fn request() -> Request {
+    Request {
+        input: vec![
+            Part { role: Role::System, content: Content::Text("Answer in one word.".into()) },
+            Part::user("Which colour has the sky? \u{1F30C}"),
+            Part {
+                role: Role::User,
+                content: Content::Media {
+                    modality: Modality::Image,
+                    mime: "image/png".into(),
+                    data: Blob(Bytes::from_static(PNG)),
+                },
+            },
+        ],
+        task: Some(Task::Chat),
+        model: Some(ModelRef::parse("smollm2-135m-instruct@q4_1").unwrap()),
+        session: Some(SessionId::parse("anna").unwrap()),
+        mode: Mode::Stream,
+        priority: Some(Priority::Batch),
+        deadline: Some(std::time::Duration::from_millis(30_000)),
+        cache: Some(request::CachePolicy::Refresh),
+        id: Some(token("order-66")),
+        params: Params {
+            max_tokens: Some(32),
+            temperature: Some(0.5),
+            top_k: Some(40),
+            stop: Some(Stop::Many(vec!["\n\n".into()])),
+            seed: Some(7),
+            ..Params::default()
+        },
+        format: Format::Json,
+    }
+}
+
+fn answer() -> Answer {
+    Answer {
+        job: token("order-66"),
+        model: "smollm2-135m-instruct".into(),
+        task: "chat".into(),
+        output: vec![Output::Text { text: "Blue.".into() }],
+        finish_reason: Finish::Stop,
+        usage: Usage { input_tokens: 31, output_tokens: 2 },
+        cache: CacheOutcome::Miss,
+    }
+}
+
+fn refusal() -> Refusal {
+    Refusal::new(ErrorCode::Overloaded, "lane text/smollm2 is full").retry_after(std::time::Duration::from_millis(1500))
+}
+
+fn lines(frames: &[Frame]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for frame in frames {
+        for (name, value) in frame.headers.iter() {
+            out.extend_from_slice(format!("{name}: {value}\n").as_bytes());
+        }
+        out.extend_from_slice(b"\n");
+        out.extend_from_slice(&frame.body);
+        out.extend_from_slice(b"\n----\n");
+    }
+    out
+}
+
+#[test]
+fn envelopes() {
+    for (format, mime, name) in [
+        (Format::Json, "application/json", "request.json"),
+        (Format::Msgpack, "application/msgpack", "request.msgpack"),
+    ] {
+        let body = request::encode(&request(), format);
+        check(name, &body);
+        let headers = Headers::new().with(header::CONTENT_TYPE, mime);
+        let decoded = Request::decode(&Incoming { body: &body, headers: &headers, modality: None }).unwrap();
+        assert_eq!(decoded, Request { format, ..request() });
+    }
+}
+
+#[test]
+fn frames() {
+    let transcript = Answer {
+        output: vec![Output::Transcript {
+            text: "Hello.".into(),
+            language: "en".into(),
+            segments: vec![Segment {
+                start: 0.0,
+                end: 0.5,
+                text: "Hello.".into(),
+                words: vec![Word { start: 0.0, end: 0.5, text: "Hello.".into() }],
+            }],
+        }],
+        ..answer()
+    };
+    let embedding = Answer { output: vec![Output::Embedding { vector: vec![0.5, -0.25] }], ..answer() };
+    for format in [Format::Raw, Format::Json, Format::Msgpack] {
+        let job = token("order-66");
+        let of = ChunkOf { job: &job, model: "smollm2-135m-instruct", attempt: 1, seq: 3, cache: CacheOutcome::Miss };
+        let mut frames =
+            vec![reply::whole(&answer(), format), reply::whole(&transcript, format), reply::whole(&embedding, format)];
+        frames.extend(reply::accepted(&job, 1, format));
+        frames.push(reply::chunk(&of, "Blu".into(), format));
+        frames.extend(reply::stream_done(&answer(), format));
+        frames.extend(reply::stream_failed(Some(&job), &refusal(), format));
+        frames.extend(reply::replay(&answer(), 0, format));
+        check(&format!("frames.{}", format.as_str()), &lines(&frames));
+    }
+}
+
+#[test]
+fn internal_messages() {
+    let job = Job {
+        version: WIRE_VERSION,
+        id: token("order-66"),
+        tenant: Token::default_tenant(),
+        task: Task::Chat,
+        modality: Modality::Text,
+        model: "smollm2-135m-instruct".into(),
+        priority: Priority::Interactive,
+        input: request().input,
+        params: request().params,
+        mode: Mode::Stream,
+        format: Format::Msgpack,
+        reply_to: Some("_INBOX.abc".into()),
+        accepted_ms: 1_700_000_000_000,
+        deadline_ms: 1_700_000_120_000,
+        session: Some(Turn { session: SessionId::parse("anna").unwrap(), number: 2 }),
+        cache_key: None,
+        traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into()),
+    };
+    check("job.msgpack", &job.encode());
+    assert_eq!(Job::decode(&job.encode()).unwrap(), job);
+
+    let turn = SessionTurn {
+        session: SessionId::parse("anna").unwrap(),
+        number: 2,
+        input: vec![Part::user("And at night?")],
+        answer: Some("Black.".into()),
+    };
+    let record = Record {
+        version: WIRE_VERSION,
+        job: token("order-66"),
+        tenant: Token::default_tenant(),
+        format: Format::Json,
+        settled_ms: 1_700_000_001_000,
+        end: End::Done(answer()),
+        session: Some(turn),
+        cache_key: Some("00ff".into()),
+    };
+    check("record.done.msgpack", &record.encode());
+    assert_eq!(Record::decode(&record.encode()).unwrap(), record);
+    let failed = Record { end: End::Failed(refusal()), session: None, cache_key: None, ..record };
+    check("record.failed.msgpack", &failed.encode());
+    assert_eq!(Record::decode(&failed.encode()).unwrap(), failed);
+
+    let id = IdRecord { body: "00ff".into(), deadline_ms: 1_700_000_120_000, ingress: Some(7) };
+    check("id.msgpack", &id.encode());
+    assert_eq!(IdRecord::decode(&id.encode()).unwrap(), id);
+
+    let unplaced = IdRecord { ingress: None, ..id };
+    assert_eq!(IdRecord::decode(&unplaced.encode()).unwrap(), unplaced);
+
+    let heartbeat = Heartbeat {
+        version: WIRE_VERSION,
+        worker: token("w1"),
+        device: "cpu".into(),
+        models: vec![Loaded {
+            name: "smollm2-135m-instruct".into(),
+            digest: "00ff".into(),
+            precision: "q4_1".into(),
+            context: 8192,
+        }],
+        state: State::Ready,
+        slots_free: 3,
+        slots: 4,
+        step_seconds: 0.125,
+    };
+    check("heartbeat.msgpack", &heartbeat.encode());
+    assert_eq!(Heartbeat::decode(&heartbeat.encode()).unwrap(), heartbeat);
+}
+
+#[test]
+fn a_job_with_fields_of_a_later_version_is_read() {
+    #[derive(serde::Serialize)]
+    struct Later<'a> {
+        #[serde(flatten)]
+        job: &'a serde_json::Value,
+        invented_later: &'a str,
+    }
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden/id.msgpack");
+    let id: serde_json::Value = rmp_serde::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let later = rmp_serde::to_vec_named(&Later { job: &id, invented_later: "x" }).unwrap();
+    assert_eq!(IdRecord::decode(&later).unwrap().body, "00ff");
+}
