@@ -1,0 +1,102 @@
+//! Tokens a second of whole steps: a prompt of 512, and 1, 4 and 16 sequences that continue.
+//! `FLOTILLA_BENCH_LEVEL` and `FLOTILLA_BENCH_THREADS` choose instructions and threads.
+
+use std::time::{Duration, Instant};
+
+use engine::engine::EngineConfig;
+use engine::load::{Loaded, load_at};
+use engine::plan::{BLOCK_TOKENS, BlockId, Output, Plan, SequenceId, Span};
+use engine::sampler::Sampling;
+use engine::simd::Level;
+
+/// Long enough to see past the first steps, short enough to wait for.
+const MEASURE: Duration = Duration::from_secs(3);
+/// Tokens of each sequence before the decode that is measured.
+const DEPTH: usize = 128;
+const BLOCKS_EACH: usize = 64;
+
+fn span(plan: &mut Plan, sequence: usize, computed: usize, rows: usize) {
+    let (row, table) = (plan.rows(), plan.blocks.len());
+    plan.tokens.extend((0..rows).map(|row| ((computed + row) * 7919 % 40_000 + 100) as u32));
+    plan.positions.extend((computed..computed + rows).map(|position| position as u32));
+    let blocks = (computed + rows).div_ceil(BLOCK_TOKENS);
+    plan.blocks.extend((0..blocks).map(|block| BlockId((sequence * BLOCKS_EACH + block) as u32)));
+    plan.spans.push(Span {
+        sequence: SequenceId(sequence as u64),
+        rows: row..row + rows,
+        computed,
+        blocks: table..plan.blocks.len(),
+    });
+    plan.outputs.push(Output {
+        sequence: SequenceId(sequence as u64),
+        row: plan.rows() - 1,
+        position: (computed + rows) as u32,
+        sampling: Sampling::greedy(),
+        history: 0..0,
+        mask: None,
+    });
+}
+
+/// Tokens a second of the best step and of all steps: others use this machine too.
+fn measure(loaded: &mut Loaded, name: &str, mut plan_of: impl FnMut(usize, &mut Plan)) {
+    let (mut plan, mut sampled) = (Plan::default(), Vec::new());
+    let (mut best, mut rows, mut step) = (f64::INFINITY, 0, 0);
+    let (begin, processor) = (Instant::now(), processor_seconds());
+    while begin.elapsed() < MEASURE || step < 5 {
+        plan.clear();
+        plan_of(step, &mut plan);
+        let start = Instant::now();
+        let ticket = loaded.model.forward(&plan).expect("the plan fits");
+        sampled.clear();
+        loaded.model.collect(ticket, &mut sampled).expect("the ticket is the last");
+        best = best.min(start.elapsed().as_secs_f64() / plan.rows() as f64);
+        rows += plan.rows();
+        step += 1;
+    }
+    let mean = rows as f64 / begin.elapsed().as_secs_f64();
+    let own = rows as f64 / (processor_seconds() - processor);
+    println!(
+        "{name:<12} {:>7.0} tokens/s best {mean:>7.0} mean {own:>7.0} a second of the caller's thread",
+        1.0 / best
+    );
+}
+
+/// Seconds that this thread has had a processor: what a step costs where others compute too.
+fn processor_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    stat.split(' ').next().and_then(|n| n.parse::<f64>().ok()).unwrap_or(0.0) / 1e9
+}
+
+fn resident_mib() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    line.and_then(|line| line.split_whitespace().nth(1)?.parse::<usize>().ok()).unwrap_or(0) / 1024
+}
+
+fn main() {
+    let variable = |name| std::env::var(name).ok();
+    let level = variable("FLOTILLA_BENCH_LEVEL")
+        .map_or_else(Level::detect, |name| Level::named(&name).expect("a level of this machine"));
+    let threads = variable("FLOTILLA_BENCH_THREADS").and_then(|n| n.parse().ok()).unwrap_or(2);
+    let config = EngineConfig { threads, kv_tokens: 16 * 1024, step_tokens: 512, sequences_max: 16, queue_max: 1 };
+    let start = Instant::now();
+    let mut loaded = load_at(&engine::fixture::smollm2(), &config, level).expect("the fixture loads");
+    println!(
+        "{} with {threads} threads; loaded in {:.2?}, {} MiB resident",
+        level.name(),
+        start.elapsed(),
+        resident_mib()
+    );
+    measure(&mut loaded, "prefill 512", |_, plan| span(plan, 0, 0, 512));
+    for sequences in [1, 4, 16] {
+        for sequence in 0..sequences {
+            let mut plan = Plan::default();
+            span(&mut plan, sequence, 0, DEPTH);
+            loaded.model.forward(&plan).expect("the plan fits");
+        }
+        measure(&mut loaded, &format!("decode {sequences}"), |step, plan| {
+            (0..sequences).for_each(|sequence| span(plan, sequence, DEPTH + step % 512, 1));
+        });
+    }
+    println!("{} MiB resident", resident_mib());
+}

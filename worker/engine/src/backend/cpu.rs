@@ -1,0 +1,264 @@
+//! The processor: packed weights, vector kernels, a pool of threads.
+//!
+//! Cuts every operation into parts for the threads and leaves the arithmetic to [`simd`](crate::simd). However it is
+//! cut, a row's result is the same to the last bit, alone or in any company.
+
+use crate::Error;
+use crate::backend::step::Step;
+use crate::backend::{Backend, Epilogue, KvShape, Matrix, StepLimits};
+use crate::model::Ticket;
+use crate::plan::{BLOCK_TOKENS, BlockId, Plan, Sampled};
+use crate::pool::Pool;
+use crate::sampler::Sampler;
+use crate::simd::arena::{Arena, Use};
+use crate::simd::attention::{self, HEAD_WIDTH_MAX, Pages, page_len};
+use crate::simd::linear::{Begin, Input, STRIP_UNIT, Scratch, multiply};
+use crate::simd::panel::Panels;
+use crate::simd::{LANES, Level, rows};
+
+/// Rows of norms and gates that one thread does faster alone than two together.
+const ROWS_ALONE: usize = 4;
+/// Tokens looked at, over all rows, below which attention is faster on one thread.
+const TOKENS_ALONE: usize = 128;
+
+/// The processor as a device.
+#[derive(Debug)]
+pub struct Cpu {
+    level: Level,
+    pool: Pool,
+    locals: Vec<Local>,
+    step: Step,
+}
+
+/// A thread's own memory.
+#[derive(Debug)]
+struct Local {
+    scratch: Scratch,
+    sampler: Sampler,
+}
+
+/// Activations.
+#[derive(Debug)]
+pub struct Buf {
+    numbers: Arena<f32>,
+    width: usize,
+    rows: usize,
+}
+
+/// Matrices of equal inputs, packed.
+#[derive(Debug)]
+pub struct Weight {
+    parts: Vec<Panels>,
+    outputs: usize,
+    inputs: usize,
+}
+
+/// Keys and values: (blocks, layers, heads, page), f16.
+#[derive(Debug)]
+pub struct Kv {
+    numbers: Arena<u16>,
+    shape: KvShape,
+}
+
+impl Cpu {
+    /// A device of `threads` threads, the caller's included.
+    #[must_use]
+    pub fn new(level: Level, threads: usize, limits: StepLimits) -> Cpu {
+        let pool = Pool::new(threads);
+        let local = || Local { scratch: Scratch::default(), sampler: Sampler::default() };
+        let locals = (0..pool.threads()).map(|_| local()).collect();
+        Cpu { level, pool, locals, step: Step::new(limits) }
+    }
+}
+
+impl Buf {
+    fn begin_rows(&mut self, rows: usize) -> &mut [f32] {
+        self.rows = rows;
+        &mut self.numbers[..rows * self.width]
+    }
+
+    fn all(&self) -> &[f32] {
+        &self.numbers[..self.rows * self.width]
+    }
+
+    fn row(&self, row: usize) -> &[f32] {
+        &self.all()[row * self.width..][..self.width]
+    }
+}
+
+impl Kv {
+    fn block_stride(&self) -> usize {
+        self.shape.layers * self.shape.heads * page_len(self.shape.width)
+    }
+
+    fn offset(&self, layer: usize, head: usize) -> usize {
+        assert!(layer < self.shape.layers && head < self.shape.heads, "a head of the cache");
+        (layer * self.shape.heads + head) * page_len(self.shape.width)
+    }
+}
+
+impl Backend for Cpu {
+    type Buf = Buf;
+    type Weight = Weight;
+    type Kv = Kv;
+
+    fn buffer(&self, rows: usize, width: usize) -> Result<Buf, Error> {
+        Ok(Buf { numbers: Arena::zeroed(rows.saturating_mul(width), Use::Sparse)?, width, rows: 0 })
+    }
+
+    fn upload(&self, numbers: &[f32], width: usize) -> Result<Buf, Error> {
+        let mut buffer = self.buffer(numbers.len() / width, width)?;
+        buffer.begin_rows(numbers.len() / width).copy_from_slice(numbers);
+        Ok(buffer)
+    }
+
+    fn pack(&mut self, parts: &[Matrix<'_>]) -> Result<Weight, Error> {
+        let inputs = parts.first().map_or(0, |part| part.columns);
+        let parts: Vec<Panels> =
+            parts.iter().map(|part| Panels::pack(part.format, part.columns, part.data)).collect::<Result<_, _>>()?;
+        let whole = parts.iter().rev().skip(1).all(|part| part.rows().is_multiple_of(LANES));
+        if !whole || parts.iter().any(|part| part.columns() != inputs) {
+            return Err(Error::Unsupported("matrices that cannot be packed side by side".into()));
+        }
+        Ok(Weight { outputs: parts.iter().map(Panels::rows).sum(), inputs, parts })
+    }
+
+    fn kv(&self, shape: KvShape) -> Result<Kv, Error> {
+        if !shape.width.is_multiple_of(LANES) || shape.width > HEAD_WIDTH_MAX {
+            return Err(Error::Unsupported(format!("attention heads of {} numbers", shape.width)));
+        }
+        let pages = shape.layers.saturating_mul(shape.heads).saturating_mul(shape.blocks);
+        let numbers = Arena::zeroed(pages.saturating_mul(page_len(shape.width)), Use::Sparse)?;
+        Ok(Kv { numbers, shape })
+    }
+
+    fn step_begin(&mut self, plan: &Plan) -> Result<(), Error> {
+        self.step.begin(plan)
+    }
+
+    fn gather_rows(&mut self, table: &Weight, out: &mut Buf) {
+        let (rows, width) = (self.step.rows().len(), out.width);
+        let [panels] = table.parts.as_slice() else { panic!("an embedding table is one matrix") };
+        let step = &self.step;
+        self.pool.items((out.begin_rows(rows), width), ROWS_ALONE, &mut self.locals, |_, row, out| {
+            panels.read_row(step.rows()[row].token as usize, out);
+        });
+    }
+
+    fn norm(&mut self, x: &Buf, weight: &Buf, epsilon: f32, out: &mut Buf) {
+        let (level, width) = (self.level, x.width);
+        self.pool.items((out.begin_rows(x.rows), width), ROWS_ALONE, &mut self.locals, |_, row, out| {
+            rows::rms_norm(level, x.row(row), weight.row(0), epsilon, out);
+        });
+    }
+
+    fn linear(&mut self, x: &Buf, weight: &Weight, epilogue: Epilogue, out: &mut Buf) {
+        assert!(x.width == weight.inputs && out.width == weight.outputs, "widths of a product agree");
+        let (level, input) = (self.level, Input { x: x.all(), rows: x.rows });
+        let begin = match epilogue {
+            Epilogue::Store => Begin::Zero,
+            Epilogue::Add => Begin::Output,
+        };
+        let out = (out.begin_rows(x.rows), weight.outputs);
+        if x.rows == 0 {
+            return;
+        }
+        self.pool.strips(out, STRIP_UNIT, &mut self.locals, |local, range, strip| {
+            let mut first = 0;
+            for part in &weight.parts {
+                let (from, to) = (range.start.max(first), range.end.min(first + part.rows()));
+                if from < to {
+                    let panels = (from - first) / LANES..(to - first).div_ceil(LANES);
+                    let mut out = strip.part(from - range.start..to - range.start);
+                    multiply(level, input, (part, panels), (begin, &mut out), &mut local.scratch);
+                }
+                first += part.rows();
+            }
+        });
+    }
+
+    fn glu(&mut self, x: &Buf, out: &mut Buf) {
+        let (level, width) = (self.level, out.width);
+        self.pool.items((out.begin_rows(x.rows), width), ROWS_ALONE, &mut self.locals, |_, row, out| {
+            rows::silu_gate(level, x.row(row), out);
+        });
+    }
+
+    fn rope_qk_write(&mut self, qkv: &mut Buf, rope: &Buf, kv: &mut Kv, layer: usize) {
+        let KvShape { heads, width, .. } = kv.shape;
+        let (row_width, step) = (qkv.width, &self.step);
+        let keys = row_width - 2 * heads * width;
+        let all = &mut qkv.numbers[..qkv.rows * row_width];
+        self.pool.items((all, row_width), ROWS_ALONE, &mut self.locals, |_, row, numbers| {
+            let angles = rope.row(step.rows()[row].position as usize);
+            for head in numbers[..keys + heads * width].chunks_exact_mut(width) {
+                rows::rotate(head, angles);
+            }
+        });
+        for (row, place) in self.step.rows().iter().enumerate() {
+            let block = self.step.table(place)[place.position as usize / BLOCK_TOKENS];
+            for head in 0..heads {
+                let at = block.0 as usize * kv.block_stride() + kv.offset(layer, head);
+                let page = &mut kv.numbers[at..][..page_len(width)];
+                let (keys, values) = qkv.row(row)[keys..].split_at(heads * width);
+                let (key, value) = (&keys[head * width..][..width], &values[head * width..][..width]);
+                attention::write(self.level, key, value, page, place.position as usize % BLOCK_TOKENS);
+            }
+        }
+    }
+
+    fn attention(&mut self, qkv: &Buf, kv: &Kv, layer: usize, out: &mut Buf) {
+        let KvShape { heads, width, .. } = kv.shape;
+        let (level, step, group) = (self.level, &self.step, out.width / heads);
+        let tokens: usize = step.rows().iter().map(|row| row.position as usize + 1).sum();
+        let grain = if tokens <= TOKENS_ALONE { usize::MAX } else { 1 };
+        self.pool.items((out.begin_rows(qkv.rows), group), grain, &mut self.locals, |_, item, out| {
+            let (row, head) = (item / heads, item % heads);
+            let place = &step.rows()[row];
+            let pages = Pages {
+                arena: &kv.numbers,
+                block_stride: kv.block_stride(),
+                offset: kv.offset(layer, head),
+                table: step.table(place),
+                tokens: place.position as usize + 1,
+            };
+            attention::attend(level, &qkv.row(row)[head * group..][..group], &pages, width, out);
+        });
+    }
+
+    fn take_outputs(&mut self, x: &Buf, out: &mut Buf) {
+        let width = out.width;
+        let rows = out.begin_rows(self.step.outputs().len()).chunks_exact_mut(width);
+        for (out, row) in rows.zip(self.step.outputs()) {
+            out.copy_from_slice(x.row(*row));
+        }
+    }
+
+    fn sample(&mut self, logits: &mut Buf, plan: &Plan) -> Ticket {
+        let (width, rows) = (logits.width, logits.rows);
+        let step = &self.step;
+        self.pool.items((logits.begin_rows(rows), width), 1, &mut self.locals, |local, index, logits| {
+            let output = &plan.outputs[index];
+            let history = &plan.history[output.history.clone()];
+            step.choose(index, local.sampler.sample(logits, output, history));
+        });
+        self.step.end(plan)
+    }
+
+    fn collect(&mut self, ticket: Ticket, sampled: &mut Vec<Sampled>) -> Result<(), Error> {
+        self.step.collect(ticket, sampled)
+    }
+
+    fn copy_blocks(&mut self, kv: &mut Kv, pairs: &[(BlockId, BlockId)]) {
+        let stride = kv.block_stride();
+        for (from, to) in pairs {
+            let from = from.0 as usize * stride;
+            kv.numbers.copy_within(from..from + stride, to.0 as usize * stride);
+        }
+    }
+
+    fn download(&self, buffer: &Buf, numbers: &mut Vec<f32>) {
+        numbers.clear();
+        numbers.extend_from_slice(buffer.all());
+    }
+}

@@ -1,0 +1,357 @@
+//! Each operation of each backend against the scalar oracle, on random numbers and at the edges of shapes; and what the
+//! processor promises beyond: the same bits at every level, in every company, on any number of threads.
+
+use half::f16;
+use proptest::test_runner::{Config, TestRunner};
+
+use super::cpu::Cpu;
+use super::scalar::Scalar;
+use super::{Backend, Epilogue, KvShape, Matrix, StepLimits};
+use crate::plan::{BLOCK_TOKENS, BlockId, Output, Plan, SequenceId, Span};
+use crate::quant::Format;
+use crate::sampler::Sampling;
+use crate::simd::Level;
+
+const LIMITS: StepLimits = StepLimits { rows: 128, outputs: 16, blocks: 256 };
+const FORMATS: [Format; 7] =
+    [Format::F32, Format::F16, Format::BF16, Format::Q4_0, Format::Q4_1, Format::Q5_0, Format::Q8_0];
+
+/// Numbers that look random, the same at every run.
+struct Noise(u64);
+
+impl Noise {
+    fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        x ^ (x >> 31)
+    }
+
+    /// In -1 to 1.
+    fn number(&mut self) -> f32 {
+        (self.bits() >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+
+    fn numbers(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| self.number()).collect()
+    }
+
+    /// A matrix of any format: random integers under sane scales.
+    fn matrix(&mut self, format: Format, rows: usize, columns: usize) -> Vec<u8> {
+        let blocks = rows * columns / format.block_len();
+        let mut data = Vec::new();
+        for _ in 0..blocks {
+            let first = data.len();
+            data.extend((0..format.block_bytes()).map(|_| (self.bits() >> 32) as u8));
+            let scale = f16::from_f32(self.number() * 0.1).to_le_bytes();
+            match format {
+                Format::F32 => data[first..].copy_from_slice(&self.number().to_le_bytes()),
+                Format::F16 => data[first..].copy_from_slice(&f16::from_f32(self.number()).to_le_bytes()),
+                Format::BF16 => data[first..].copy_from_slice(&self.number().to_le_bytes()[2..]),
+                Format::Q4_1 => {
+                    data[first..first + 2].copy_from_slice(&scale);
+                    data[first + 2..first + 4].copy_from_slice(&f16::from_f32(self.number()).to_le_bytes());
+                }
+                Format::Q4_0 | Format::Q5_0 | Format::Q8_0 => data[first..first + 2].copy_from_slice(&scale),
+            }
+        }
+        data
+    }
+}
+
+/// A plan of spans (tokens before, rows), each with blocks of its own in a scattered order; an output at each end.
+fn plan(spans: &[(usize, usize)], vocabulary: u32) -> Plan {
+    let mut plan = Plan::default();
+    for (index, &(computed, rows)) in spans.iter().enumerate() {
+        let (row, table) = (plan.rows(), plan.blocks.len());
+        plan.tokens.extend((0..rows as u32).map(|row| (row * 31 + index as u32 * 7) % vocabulary));
+        plan.positions.extend((computed..computed + rows).map(|position| position as u32));
+        let blocks = (computed + rows).div_ceil(BLOCK_TOKENS);
+        plan.blocks.extend((0..blocks).map(|block| BlockId((index * 8 + block * 3 % 8) as u32)));
+        plan.spans.push(Span {
+            sequence: SequenceId(index as u64),
+            rows: row..row + rows,
+            computed,
+            blocks: table..plan.blocks.len(),
+        });
+        plan.outputs.push(Output {
+            sequence: SequenceId(index as u64),
+            row: plan.rows() - 1,
+            position: (computed + rows) as u32,
+            sampling: Sampling::greedy(),
+            history: 0..0,
+            mask: None,
+        });
+    }
+    plan
+}
+
+/// Mean square of the error over that of the truth.
+fn error(truth: &[f32], got: &[f32]) -> f64 {
+    assert_eq!(truth.len(), got.len());
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    let wrong: f64 = truth.iter().zip(got).map(|(truth, got)| square(truth - got)).sum();
+    wrong / truth.iter().map(|truth| square(*truth)).sum::<f64>().max(f64::MIN_POSITIVE)
+}
+
+fn linear<B: Backend>(backend: &mut B, x: (&[f32], usize), parts: &[Matrix<'_>], before: Option<&[f32]>) -> Vec<f32> {
+    let weight = backend.pack(parts).expect("matrices pack");
+    let outputs = parts.iter().map(|part| rows_of(part)).sum();
+    let rows = x.0.len() / x.1;
+    let x = backend.upload(x.0, x.1).expect("memory");
+    let (epilogue, mut out) = match before {
+        Some(before) => (Epilogue::Add, backend.upload(before, outputs).expect("memory")),
+        None => (Epilogue::Store, backend.buffer(rows, outputs).expect("memory")),
+    };
+    backend.linear(&x, &weight, epilogue, &mut out);
+    read(backend, &out)
+}
+
+fn rows_of(matrix: &Matrix<'_>) -> usize {
+    matrix.data.len() / (matrix.columns / matrix.format.block_len() * matrix.format.block_bytes())
+}
+
+fn read<B: Backend>(backend: &B, buffer: &B::Buf) -> Vec<f32> {
+    let mut numbers = Vec::new();
+    backend.download(buffer, &mut numbers);
+    numbers
+}
+
+#[test]
+fn products_are_the_oracle_s_in_every_format_and_shape() {
+    let mut noise = Noise(1);
+    for format in FORMATS {
+        for (rows, columns, tokens) in [
+            (1, 32, 1),
+            (16, 32, 2),
+            (17, 64, 3),
+            (40, 96, 4),
+            (63, 288, 5),
+            (96, 160, 7),
+            (130, 64, 33),
+            (33, 32, 101),
+        ] {
+            let data = noise.matrix(format, rows, columns);
+            let parts = [Matrix { format, columns, data: &data }];
+            let x = noise.numbers(tokens * columns);
+            let before = noise.numbers(tokens * rows);
+            let truth = linear(&mut Scalar::new(LIMITS), (&x, columns), &parts, Some(&before));
+            for level in Level::all() {
+                let got = linear(&mut Cpu::new(level, 2, LIMITS), (&x, columns), &parts, Some(&before));
+                let error = error(&truth, &got);
+                let case = (format.name(), rows, columns, tokens, level.name());
+                assert!(error < 1e-12, "{case:?}: {error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_product_has_the_same_bits_in_any_company_at_any_level_on_any_threads() {
+    let (mut noise, columns) = (Noise(2), 160);
+    let q4 = noise.matrix(Format::Q4_1, 112, columns);
+    let q8 = noise.matrix(Format::Q8_0, 48, columns);
+    let half = noise.matrix(Format::F16, 21, columns);
+    let parts = [(Format::Q4_1, &q4), (Format::Q8_0, &q8), (Format::F16, &half)].map(|(format, data)| Matrix {
+        format,
+        columns,
+        data,
+    });
+    let x = noise.numbers(120 * columns);
+    let alone: Vec<Vec<f32>> = x
+        .chunks(columns)
+        .map(|row| linear(&mut Cpu::new(Level::Scalar, 1, LIMITS), (row, columns), &parts, None))
+        .collect();
+    for level in Level::all() {
+        for rows in (1..=40).chain([96, 97, 120]) {
+            let mut cpu = Cpu::new(level, 1 + rows % 4, LIMITS);
+            let together = linear(&mut cpu, (&x[..rows * columns], columns), &parts, None);
+            for (row, together) in together.chunks(181).enumerate() {
+                assert!(bits(together).eq(bits(&alone[row])), "row {row} of {rows} at {}", level.name());
+            }
+        }
+    }
+}
+
+fn bits(numbers: &[f32]) -> impl Iterator<Item = u32> {
+    numbers.iter().map(|number| number.to_bits())
+}
+
+#[test]
+fn norms_and_gates_are_the_oracle_s_and_the_same_bits_at_every_level() {
+    let mut noise = Noise(3);
+    for width in [1, 15, 16, 17, 64, 100, 576] {
+        let (x, weight) = (noise.numbers(9 * 2 * width), noise.numbers(2 * width));
+        let x: Vec<f32> = x.iter().map(|x| x * 20.0).collect();
+        let truth = norm_and_gate(&mut Scalar::new(LIMITS), &x, &weight);
+        let first = norm_and_gate(&mut Cpu::new(Level::Scalar, 1, LIMITS), &x, &weight);
+        for level in Level::all() {
+            let got = norm_and_gate(&mut Cpu::new(level, 3, LIMITS), &x, &weight);
+            assert!(error(&truth.0, &got.0) < 1e-12 && error(&truth.1, &got.1) < 1e-12, "width {width}");
+            assert!(bits(&first.0).eq(bits(&got.0)) && bits(&first.1).eq(bits(&got.1)), "{}", level.name());
+        }
+    }
+}
+
+fn norm_and_gate<B: Backend>(backend: &mut B, x: &[f32], weight: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    let (rows, width) = (x.len() / weight.len(), weight.len());
+    let x = backend.upload(x, width).expect("memory");
+    let weight = backend.upload(weight, width).expect("memory");
+    let mut normed = backend.buffer(rows, width).expect("memory");
+    backend.norm(&x, &weight, 1e-5, &mut normed);
+    let mut gated = backend.buffer(rows, width / 2).expect("memory");
+    backend.glu(&x, &mut gated);
+    (read(backend, &normed), read(backend, &gated))
+}
+
+/// Runs rope, cache and attention of two layers over steps of spans; returns the last step's rows.
+fn attend<B: Backend>(backend: &mut B, shape: KvShape, group: usize, steps: &[Vec<(usize, usize)>]) -> Vec<f32> {
+    let KvShape { layers, heads, width, .. } = shape;
+    let mut kv = backend.kv(shape).expect("memory");
+    let angles: Vec<f32> = (0..64 * width / 2).flat_map(|i| [(i as f32 * 0.1).cos(), (i as f32 * 0.1).sin()]).collect();
+    let rope = backend.upload(&angles, width).expect("memory");
+    let row_width = (group + 2) * heads * width;
+    let mut out = backend.buffer(LIMITS.rows, group * heads * width).expect("memory");
+    for spans in steps {
+        backend.step_begin(&plan(spans, 50)).expect("the plan fits");
+        for layer in 0..layers {
+            // A row's numbers depend on its sequence and position only, so that chunks are comparable.
+            let numbers: Vec<f32> = spans
+                .iter()
+                .enumerate()
+                .flat_map(|(index, &(computed, rows))| {
+                    (computed..computed + rows).map(move |position| (index * 1000 + position) as u64)
+                })
+                .flat_map(|seed| Noise(seed + layer as u64 * 77_777).numbers(row_width))
+                .collect();
+            let mut qkv = backend.upload(&numbers, row_width).expect("memory");
+            backend.rope_qk_write(&mut qkv, &rope, &mut kv, layer);
+            backend.attention(&qkv, &kv, layer, &mut out);
+        }
+    }
+    read(backend, &out)
+}
+
+#[test]
+fn attention_is_the_oracle_s_for_every_grouping() {
+    for (heads, group, width) in [(1, 1, 16), (2, 2, 32), (3, 3, 64), (1, 4, 64), (2, 5, 16), (1, 8, 48)] {
+        let shape = KvShape { layers: 2, blocks: 64, heads, width };
+        let steps = [vec![(0, 5), (0, 17), (0, 1)], vec![(5, 1), (17, 20), (1, 31)], vec![(6, 1), (37, 1), (32, 16)]];
+        let truth = attend(&mut Scalar::new(LIMITS), shape, group, &steps);
+        let first = attend(&mut Cpu::new(Level::Scalar, 1, LIMITS), shape, group, &steps);
+        for level in Level::all() {
+            let got = attend(&mut Cpu::new(level, 2, LIMITS), shape, group, &steps);
+            let error = error(&truth, &got);
+            assert!(error < 1e-9, "{heads} heads of {group} at {}: {error}", level.name());
+            assert!(bits(&first).eq(bits(&got)), "{heads} heads of {group} at {}", level.name());
+        }
+    }
+}
+
+#[test]
+fn attention_has_the_same_bits_however_a_prompt_is_cut() {
+    let shape = KvShape { layers: 1, blocks: 64, heads: 2, width: 32 };
+    let run = |steps: &[Vec<(usize, usize)>]| attend(&mut Cpu::new(Level::detect(), 2, LIMITS), shape, 3, steps);
+    let whole = run(&[vec![(0, 50)]]);
+    TestRunner::new(Config { cases: 24, ..Config::default() })
+        .run(&proptest::collection::vec(1..30_usize, 1..6), |cuts| {
+            let (mut steps, mut computed) = (Vec::new(), 0);
+            for rows in cuts.into_iter().chain([50]) {
+                let rows = rows.min(50 - computed);
+                if rows > 0 {
+                    steps.push(vec![(computed, rows)]);
+                    computed += rows;
+                }
+            }
+            let last = run(&steps);
+            assert!(bits(&whole[whole.len() - last.len()..]).eq(bits(&last)));
+            Ok(())
+        })
+        .expect("any cut");
+}
+
+#[test]
+fn rows_are_gathered_taken_and_sampled() {
+    let mut noise = Noise(4);
+    for format in FORMATS {
+        let table = noise.matrix(format, 50, 64);
+        let table = Matrix { format, columns: 64, data: &table };
+        let plan = plan(&[(0, 7), (3, 1), (20, 12)], 50);
+        let truth = gather(&mut Scalar::new(LIMITS), &plan, table);
+        for level in Level::all() {
+            let got = gather(&mut Cpu::new(level, 2, LIMITS), &plan, table);
+            assert_eq!(truth, got, "{}", format.name());
+        }
+    }
+}
+
+fn gather<B: Backend>(backend: &mut B, plan: &Plan, table: Matrix<'_>) -> (Vec<f32>, Vec<u32>) {
+    let table = backend.pack(&[table]).expect("a table packs");
+    let mut x = backend.buffer(LIMITS.rows, 64).expect("memory");
+    let mut last = backend.buffer(LIMITS.outputs, 64).expect("memory");
+    backend.step_begin(plan).expect("the plan fits");
+    backend.gather_rows(&table, &mut x);
+    backend.take_outputs(&x, &mut last);
+    let numbers = read(backend, &last);
+    let ticket = backend.sample(&mut last, plan);
+    let mut sampled = Vec::new();
+    backend.collect(ticket, &mut sampled).expect("the ticket is the last");
+    assert!(sampled.iter().zip(&plan.outputs).all(|(sampled, output)| sampled.sequence == output.sequence));
+    (numbers, sampled.iter().map(|sampled| sampled.token).collect())
+}
+
+#[test]
+fn copied_blocks_answer_like_their_originals() {
+    fn run<B: Backend>(backend: &mut B) -> (Vec<f32>, Vec<f32>) {
+        let shape = KvShape { layers: 1, blocks: 8, heads: 1, width: 16 };
+        let mut kv = backend.kv(shape).expect("memory");
+        let rope = backend.upload(&[1.0, 0.0].repeat(8 * 32), 16).expect("memory");
+        let mut noise = Noise(5);
+        let mut plan = plan(&[(0, 20)], 9);
+        backend.step_begin(&plan).expect("the plan fits");
+        let mut qkv = backend.upload(&noise.numbers(20 * 48), 48).expect("memory");
+        backend.rope_qk_write(&mut qkv, &rope, &mut kv, 0);
+        let mut out = backend.buffer(20, 16).expect("memory");
+        backend.attention(&qkv, &kv, 0, &mut out);
+        let before = read(backend, &out);
+        backend.copy_blocks(&mut kv, &[(plan.blocks[0], BlockId(6)), (plan.blocks[1], BlockId(3))]);
+        plan.blocks = vec![BlockId(6), BlockId(3)];
+        backend.step_begin(&plan).expect("the plan fits");
+        backend.attention(&qkv, &kv, 0, &mut out);
+        (before, read(backend, &out))
+    }
+    for (before, after) in [run(&mut Scalar::new(LIMITS)), run(&mut Cpu::new(Level::detect(), 2, LIMITS))] {
+        assert_eq!(before, after);
+    }
+}
+
+#[test]
+fn plans_that_break_their_limits_are_refused() {
+    let mut cpu = Cpu::new(Level::detect(), 1, LIMITS);
+    let good = plan(&[(0, 20)], 9);
+    let bad: [fn(&mut Plan); 4] = [
+        |plan| plan.spans[0].blocks = 0..1,
+        |plan| plan.outputs[0].row = 20,
+        |plan| plan.spans[0].rows = 0..19,
+        |plan| plan.outputs = vec![plan.outputs[0].clone(); 17],
+    ];
+    assert!(cpu.step_begin(&good).is_ok());
+    for spoil in bad {
+        let mut plan = good.clone();
+        spoil(&mut plan);
+        assert!(cpu.step_begin(&plan).is_err());
+    }
+}
+
+#[test]
+fn matrices_that_break_the_layout_are_refused() {
+    let mut cpu = Cpu::new(Level::detect(), 1, LIMITS);
+    for (columns, bytes) in [(0, 0), (31, 31 * 4), (32, 32 * 4 + 1)] {
+        let data = vec![0; bytes];
+        assert!(cpu.pack(&[Matrix { format: Format::F32, columns, data: &data }]).is_err());
+    }
+    let data = vec![0; 17 * 32 * 4];
+    let part = Matrix { format: Format::F32, columns: 32, data: &data };
+    assert!(cpu.pack(&[part, part]).is_err(), "a strip would begin inside a panel");
+    assert!(cpu.pack(&[part]).is_ok());
+}

@@ -1,0 +1,240 @@
+//! Llama and its likes, written once over any backend.
+
+use super::weights::{Loader, numbers};
+use super::{Model, ModelConfig, Shape, Ticket};
+use crate::Error;
+use crate::backend::{Backend, Epilogue, KvShape};
+use crate::gguf::Gguf;
+use crate::plan::{BLOCK_TOKENS, Plan, Sampled};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Room that a model is given at load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Rows a step may have.
+    pub step_tokens: usize,
+    /// Outputs a step may have.
+    pub outputs: usize,
+    /// Blocks of the key-value cache.
+    pub blocks: usize,
+}
+
+/// A decoder on a backend.
+pub struct Llama<B: Backend> {
+    config: ModelConfig,
+    room: Room,
+    backend: B,
+    weights: Weights<B>,
+    scratch: Scratch<B>,
+    kv: B::Kv,
+    progress: Arc<AtomicU64>,
+}
+
+struct Weights<B: Backend> {
+    /// (vocabulary, width)
+    embedding: B::Weight,
+    layers: Vec<Layer<B>>,
+    norm: B::Buf,
+    /// (vocabulary, width); `None` where the embedding serves.
+    unembedding: Option<B::Weight>,
+    /// (positions, pairs * (cosine, sine))
+    rope: B::Buf,
+}
+
+struct Layer<B: Backend> {
+    attention_norm: B::Buf,
+    /// (queries | keys | values, width)
+    qkv: B::Weight,
+    /// (width, heads * head_width)
+    attention_out: B::Weight,
+    feed_norm: B::Buf,
+    /// (gates | ups, width)
+    gate_up: B::Weight,
+    /// (width, inner)
+    down: B::Weight,
+}
+
+/// What a step writes to; nothing else is allocated.
+struct Scratch<B: Backend> {
+    /// (rows, width) residual stream
+    x: B::Buf,
+    /// (rows, width) its norm
+    normed: B::Buf,
+    /// (rows, queries | keys | values)
+    qkv: B::Buf,
+    /// (rows, heads * head_width)
+    attended: B::Buf,
+    /// (rows, gates | ups)
+    gate_up: B::Buf,
+    /// (rows, inner)
+    inner: B::Buf,
+    /// (outputs, width)
+    last: B::Buf,
+    /// (outputs, width)
+    last_normed: B::Buf,
+    /// (outputs, vocabulary)
+    logits: B::Buf,
+}
+
+impl<B: Backend> Llama<B> {
+    /// Packs the file's weights, each checked by name and shape, and makes room for steps.
+    pub fn load(gguf: &Gguf, config: ModelConfig, room: Room, mut backend: B) -> Result<Llama<B>, Error> {
+        let mut loader = Loader { gguf, backend: &mut backend };
+        let weights = Weights::load(&mut loader, &config, room)?;
+        let scratch = Scratch::new(&backend, &config, room)?;
+        let (layers, heads, width) = (config.layers, config.kv_heads, config.head_width);
+        let kv = backend.kv(KvShape { layers, blocks: room.blocks, heads, width })?;
+        Ok(Llama { config, room, backend, weights, scratch, kv, progress: Arc::default() })
+    }
+
+    /// Computes the logits of the plan's outputs: (outputs, vocabulary), in scratch.
+    fn compute(&mut self, plan: &Plan) -> Result<(), Error> {
+        self.check(plan)?;
+        let Llama { config, backend, weights, scratch: s, kv, progress, .. } = self;
+        backend.step_begin(plan)?;
+        backend.gather_rows(&weights.embedding, &mut s.x);
+        for (index, layer) in weights.layers.iter().enumerate() {
+            backend.norm(&s.x, &layer.attention_norm, config.epsilon, &mut s.normed);
+            backend.linear(&s.normed, &layer.qkv, Epilogue::Store, &mut s.qkv);
+            backend.rope_qk_write(&mut s.qkv, &weights.rope, kv, index);
+            backend.attention(&s.qkv, kv, index, &mut s.attended);
+            backend.linear(&s.attended, &layer.attention_out, Epilogue::Add, &mut s.x);
+            progress.fetch_add(1, Ordering::Relaxed);
+
+            backend.norm(&s.x, &layer.feed_norm, config.epsilon, &mut s.normed);
+            backend.linear(&s.normed, &layer.gate_up, Epilogue::Store, &mut s.gate_up);
+            backend.glu(&s.gate_up, &mut s.inner);
+            backend.linear(&s.inner, &layer.down, Epilogue::Add, &mut s.x);
+            progress.fetch_add(1, Ordering::Relaxed);
+        }
+        backend.take_outputs(&s.x, &mut s.last);
+        backend.norm(&s.last, &weights.norm, config.epsilon, &mut s.last_normed);
+        let unembedding = weights.unembedding.as_ref().unwrap_or(&weights.embedding);
+        backend.linear(&s.last_normed, unembedding, Epilogue::Store, &mut s.logits);
+        progress.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// A plan that names what is not there is its maker's mistake: refused, rather than a panic on the engine's thread.
+    fn check(&self, plan: &Plan) -> Result<(), Error> {
+        let Shape { context, vocabulary, blocks, .. } = self.shape();
+        let long = plan.spans.iter().any(|span| span.computed + span.rows.len() > context);
+        let tokens = plan.tokens.iter().all(|token| (*token as usize) < vocabulary);
+        if long || !tokens || plan.blocks.iter().any(|block| block.0 as usize >= blocks) {
+            return Err(Error::Device("a plan beyond the context, the vocabulary or the cache".into()));
+        }
+        Ok(())
+    }
+
+    /// The logits of the plan's outputs, (outputs, vocabulary), not sampled: for evaluation.
+    pub fn logits(&mut self, plan: &Plan, logits: &mut Vec<f32>) -> Result<(), Error> {
+        self.compute(plan)?;
+        self.backend.download(&self.scratch.logits, logits);
+        Ok(())
+    }
+}
+
+impl<B: Backend> Model for Llama<B> {
+    fn shape(&self) -> Shape {
+        Shape {
+            context: self.config.context.min(self.room.blocks * BLOCK_TOKENS),
+            vocabulary: self.config.vocabulary,
+            blocks: self.room.blocks,
+            step_tokens: self.room.step_tokens,
+        }
+    }
+
+    fn count_progress(&mut self, progress: Arc<AtomicU64>) {
+        self.progress = progress;
+    }
+
+    fn forward(&mut self, plan: &Plan) -> Result<Ticket, Error> {
+        self.compute(plan)?;
+        Ok(self.backend.sample(&mut self.scratch.logits, plan))
+    }
+
+    fn collect(&mut self, ticket: Ticket, sampled: &mut Vec<Sampled>) -> Result<(), Error> {
+        self.backend.collect(ticket, sampled)
+    }
+}
+
+impl<B: Backend> Weights<B> {
+    fn load(loader: &mut Loader<'_, B>, config: &ModelConfig, room: Room) -> Result<Weights<B>, Error> {
+        let (width, vocabulary) = (config.width, config.vocabulary);
+        let mut layers = Vec::with_capacity(config.layers);
+        for layer in 0..config.layers {
+            layers.push(Layer::load(loader, config, layer)?);
+        }
+        let unembedding = match loader.gguf.has("output.weight") {
+            true => Some(loader.matrices(width, &[("output.weight", vocabulary)])?),
+            false => None,
+        };
+        let angles = rope_angles(loader.gguf, config, config.context.min(room.blocks * BLOCK_TOKENS))?;
+        Ok(Weights {
+            embedding: loader.matrices(width, &[("token_embd.weight", vocabulary)])?,
+            layers,
+            norm: loader.vector("output_norm.weight", width)?,
+            unembedding,
+            rope: loader.backend.upload(&angles, config.rope_width)?,
+        })
+    }
+}
+
+impl<B: Backend> Layer<B> {
+    fn load(loader: &mut Loader<'_, B>, config: &ModelConfig, layer: usize) -> Result<Layer<B>, Error> {
+        let (width, inner) = (config.width, config.inner);
+        let (queries, keys) = (config.heads * config.head_width, config.kv_heads * config.head_width);
+        let name = |part: &str| format!("blk.{layer}.{part}.weight");
+        let (q, k, v) = (name("attn_q"), name("attn_k"), name("attn_v"));
+        Ok(Layer {
+            attention_norm: loader.vector(&name("attn_norm"), width)?,
+            qkv: loader.matrices(width, &[(&q, queries), (&k, keys), (&v, keys)])?,
+            attention_out: loader.matrices(queries, &[(&name("attn_output"), width)])?,
+            feed_norm: loader.vector(&name("ffn_norm"), width)?,
+            gate_up: loader.matrices(width, &[(&name("ffn_gate"), inner), (&name("ffn_up"), inner)])?,
+            down: loader.matrices(inner, &[(&name("ffn_down"), width)])?,
+        })
+    }
+}
+
+impl<B: Backend> Scratch<B> {
+    fn new(backend: &B, config: &ModelConfig, room: Room) -> Result<Scratch<B>, Error> {
+        let rows = |width| backend.buffer(room.step_tokens, width);
+        let outputs = |width| backend.buffer(room.outputs, width);
+        let queries = config.heads * config.head_width;
+        Ok(Scratch {
+            x: rows(config.width)?,
+            normed: rows(config.width)?,
+            qkv: rows(queries + 2 * config.kv_heads * config.head_width)?,
+            attended: rows(queries)?,
+            gate_up: rows(2 * config.inner)?,
+            inner: rows(config.inner)?,
+            last: outputs(config.width)?,
+            last_normed: outputs(config.width)?,
+            logits: outputs(config.vocabulary)?,
+        })
+    }
+}
+
+/// Cosine and sine of every position and pair. A file may divide each pair's frequency by a factor of its own.
+fn rope_angles(gguf: &Gguf, config: &ModelConfig, positions: usize) -> Result<Vec<f32>, Error> {
+    let pairs = config.rope_width / 2;
+    let factors = match gguf.has("rope_freqs.weight") {
+        true => numbers(gguf, "rope_freqs.weight", pairs)?,
+        false => vec![1.0; pairs],
+    };
+    let frequency = |pair: usize| {
+        let exponent = -2.0 * pair as f64 / config.rope_width as f64;
+        f64::from(config.rope_base).powf(exponent) / f64::from(factors[pair])
+    };
+    let frequencies: Vec<f64> = (0..pairs).map(frequency).collect();
+    let mut angles = Vec::with_capacity(positions * config.rope_width);
+    for position in 0..positions {
+        for frequency in &frequencies {
+            let (sin, cos) = (position as f64 * frequency).sin_cos();
+            angles.extend([cos as f32, sin as f32]);
+        }
+    }
+    Ok(angles)
+}

@@ -1,0 +1,215 @@
+//! Formats of tensors in model files, and the scalar truth of each: how its bytes become numbers.
+//!
+//! Nothing here is fast. Backends repack weights at load; what they compute from is checked against this module.
+
+use half::{bf16, f16};
+
+/// How a tensor's numbers are stored. Only formats that the engine computes with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// IEEE single precision.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// The upper half of a single.
+    BF16,
+    /// 32 numbers `d * (q - 8)`, q of 4 bits.
+    Q4_0,
+    /// 32 numbers `d * q + m`, q of 4 bits.
+    Q4_1,
+    /// 32 numbers `d * (q - 16)`, q of 5 bits.
+    Q5_0,
+    /// 32 numbers `d * q`, q a signed byte.
+    Q8_0,
+}
+
+/// Numbers in a block of every quantised format.
+pub const QUANT_BLOCK: usize = 32;
+
+impl Format {
+    /// The format that a GGUF file calls `id`; `None` for one that the engine does not compute with.
+    #[must_use]
+    pub fn from_ggml(id: u32) -> Option<Format> {
+        Some(match id {
+            0 => Format::F32,
+            1 => Format::F16,
+            2 => Format::Q4_0,
+            3 => Format::Q4_1,
+            6 => Format::Q5_0,
+            8 => Format::Q8_0,
+            30 => Format::BF16,
+            _ => return None,
+        })
+    }
+
+    /// The number that GGUF files use for the format.
+    #[must_use]
+    pub const fn ggml(self) -> u32 {
+        match self {
+            Format::F32 => 0,
+            Format::F16 => 1,
+            Format::Q4_0 => 2,
+            Format::Q4_1 => 3,
+            Format::Q5_0 => 6,
+            Format::Q8_0 => 8,
+            Format::BF16 => 30,
+        }
+    }
+
+    /// Numbers in one block.
+    #[must_use]
+    pub const fn block_len(self) -> usize {
+        match self {
+            Format::F32 | Format::F16 | Format::BF16 => 1,
+            Format::Q4_0 | Format::Q4_1 | Format::Q5_0 | Format::Q8_0 => QUANT_BLOCK,
+        }
+    }
+
+    /// Bytes of one block.
+    #[must_use]
+    pub const fn block_bytes(self) -> usize {
+        match self {
+            Format::F32 => 4,
+            Format::F16 | Format::BF16 => 2,
+            Format::Q4_0 => 2 + 16,
+            Format::Q4_1 => 2 + 2 + 16,
+            Format::Q5_0 => 2 + 4 + 16,
+            Format::Q8_0 => 2 + 32,
+        }
+    }
+
+    /// The name that users know.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Format::F32 => "F32",
+            Format::F16 => "F16",
+            Format::BF16 => "BF16",
+            Format::Q4_0 => "Q4_0",
+            Format::Q4_1 => "Q4_1",
+            Format::Q5_0 => "Q5_0",
+            Format::Q8_0 => "Q8_0",
+        }
+    }
+}
+
+/// Writes the numbers of `blocks` to `out`: the scalar truth of every format.
+///
+/// # Panics
+/// When `blocks` does not hold exactly `out.len()` numbers; sizes are checked where a file is opened.
+pub fn dequantise_row(format: Format, blocks: &[u8], out: &mut [f32]) {
+    let (len, bytes) = (format.block_len(), format.block_bytes());
+    assert_eq!(out.len() % len, 0, "{} rows hold whole blocks", format.name());
+    assert_eq!(blocks.len(), out.len() / len * bytes, "a row of {} has its size", format.name());
+    for (block, out) in blocks.chunks_exact(bytes).zip(out.chunks_exact_mut(len)) {
+        match format {
+            Format::F32 => out[0] = f32::from_le_bytes([block[0], block[1], block[2], block[3]]),
+            Format::F16 => out[0] = half_at(block, 0),
+            Format::BF16 => out[0] = bf16::from_le_bytes([block[0], block[1]]).to_f32(),
+            Format::Q4_0 => q4(half_at(block, 0), -8.0 * half_at(block, 0), &block[2..], out),
+            Format::Q4_1 => q4(half_at(block, 0), half_at(block, 2), &block[4..], out),
+            Format::Q5_0 => q5(block, out),
+            Format::Q8_0 => {
+                let d = half_at(block, 0);
+                for (out, &q) in out.iter_mut().zip(&block[2..]) {
+                    *out = d * f32::from(q.cast_signed());
+                }
+            }
+        }
+    }
+}
+
+fn half_at(block: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+}
+
+/// Low nibbles are the first half of a block, high nibbles the second. `d * q` is exact in f32, so one rounding is left.
+fn q4(d: f32, m: f32, nibbles: &[u8], out: &mut [f32]) {
+    for (i, &byte) in nibbles.iter().enumerate() {
+        out[i] = d * f32::from(byte & 15) + m;
+        out[i + 16] = d * f32::from(byte >> 4) + m;
+    }
+}
+
+/// The integers of a Q5_0 block, -16 to 15; the fifth bits lie together behind the scale.
+#[must_use]
+pub fn q5_integers(block: &[u8]) -> [i8; QUANT_BLOCK] {
+    let fifth = u32::from_le_bytes([block[2], block[3], block[4], block[5]]);
+    std::array::from_fn(|i| {
+        let byte = block[6 + i % 16];
+        let low = if i < 16 { byte & 15 } else { byte >> 4 };
+        let high = if fifth >> i & 1 == 1 { 16 } else { 0 };
+        (low | high).cast_signed() - 16
+    })
+}
+
+fn q5(block: &[u8], out: &mut [f32]) {
+    let d = half_at(block, 0);
+    for (out, q) in out.iter_mut().zip(q5_integers(block)) {
+        *out = d * f32::from(q);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(format: Format, blocks: &[u8]) -> Vec<f32> {
+        let mut out = vec![0.0; blocks.len() / format.block_bytes() * format.block_len()];
+        dequantise_row(format, blocks, &mut out);
+        out
+    }
+
+    fn halves(values: &[f32]) -> Vec<u8> {
+        values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn plain_formats_are_numbers_one_by_one() {
+        assert_eq!(row(Format::F32, &[0, 0, 0x80, 0x3f, 0, 0, 0, 0xc0]), [1.0, -2.0]);
+        assert_eq!(row(Format::F16, &halves(&[0.5, -3.0])), [0.5, -3.0]);
+        assert_eq!(row(Format::BF16, &[0x80, 0x3f, 0x20, 0xc1]), [1.0, -10.0]);
+    }
+
+    #[test]
+    fn q4_0_centres_on_eight() {
+        let mut block = halves(&[0.5]);
+        block.extend((0..16).map(|i| i | (15 - i) << 4));
+        let out = row(Format::Q4_0, &block);
+        assert_eq!((out[0], out[15]), (-4.0, 3.5));
+        assert_eq!((out[16], out[31]), (3.5, -4.0));
+    }
+
+    #[test]
+    fn q4_1_adds_its_minimum() {
+        let mut block = halves(&[0.25, -1.0]);
+        block.extend((0..16).map(|i| i | 3 << 4));
+        let out = row(Format::Q4_1, &block);
+        assert_eq!((out[0], out[8], out[15]), (-1.0, 1.0, 2.75));
+        assert!(out[16..].iter().all(|v| *v == -0.25));
+    }
+
+    #[test]
+    fn q5_0_takes_its_fifth_bits_from_the_mask() {
+        let mut block = halves(&[2.0]);
+        block.extend(0x8000_0001_u32.to_le_bytes());
+        block.extend([0x21; 16]);
+        let out = row(Format::Q5_0, &block);
+        assert_eq!((out[0], out[1]), (2.0 * (17.0 - 16.0), 2.0 * (1.0 - 16.0)));
+        assert_eq!((out[16], out[31]), (2.0 * (2.0 - 16.0), 2.0 * (18.0 - 16.0)));
+    }
+
+    #[test]
+    fn q8_0_is_signed() {
+        let mut block = halves(&[0.125]);
+        block.extend((0..32).map(|i: u8| i.wrapping_mul(8)));
+        let out = row(Format::Q8_0, &block);
+        assert_eq!((out[1], out[15], out[16], out[31]), (1.0, 15.0, -16.0, -1.0));
+    }
+
+    #[test]
+    fn unknown_formats_have_no_value() {
+        assert_eq!(Format::from_ggml(3), Some(Format::Q4_1));
+        assert_eq!(Format::from_ggml(12), None);
+    }
+}

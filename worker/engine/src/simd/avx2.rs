@@ -1,0 +1,209 @@
+//! Sixteen lanes as two AVX2 registers.
+
+use std::arch::x86_64::*;
+
+use super::lanes::Lanes;
+use super::{Kernel, LANES};
+
+/// Evidence of AVX2, FMA and F16C.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Avx2(());
+
+impl Avx2 {
+    pub(super) fn detect() -> Option<Self> {
+        let there =
+            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+        there.then_some(Self(()))
+    }
+}
+
+/// # Safety
+/// The machine has the features; the kernel's own duties.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn run<K: Kernel>(kernel: K) {
+    // SAFETY: the kernel is inlined here, where the features are.
+    unsafe { kernel.run::<Ymm>() }
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Ymm;
+
+type Pair = (__m256, __m256);
+
+/// One instruction on both halves. Inlined into `run`, where the features are.
+macro_rules! both {
+    ($name:ident($($x:ident),+) $instruction:ident) => {
+        #[inline(always)]
+        unsafe fn $name($($x: Pair),+) -> Pair {
+            // SAFETY: inlined into `run`, where the features are.
+            unsafe { ($instruction($($x.0),+), $instruction($($x.1),+)) }
+        }
+    };
+}
+
+// Every function below is inlined into `run`, and its pointers are its caller's duty.
+impl Lanes for Ymm {
+    type F = Pair;
+    type U = (__m256i, __m256i);
+    const ACCUMULATORS: usize = 6;
+    const DIRECT_TOKENS: usize = 2;
+
+    both!(fma(a, b, c) _mm256_fmadd_ps);
+    both!(add(a, b) _mm256_add_ps);
+    both!(sub(a, b) _mm256_sub_ps);
+    both!(mul(a, b) _mm256_mul_ps);
+    both!(div(a, b) _mm256_div_ps);
+    both!(max(a, b) _mm256_max_ps);
+    both!(min(a, b) _mm256_min_ps);
+    both!(round(x) nearest);
+    both!(scale(x, n) times_two_to);
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Pair {
+        // SAFETY: see the head of this block.
+        unsafe { (_mm256_set1_ps(x), _mm256_set1_ps(x)) }
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Pair {
+        // SAFETY: see the head of this block.
+        unsafe { (_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))) }
+    }
+    #[inline(always)]
+    unsafe fn store(to: *mut f32, x: Pair) {
+        // SAFETY: see the head of this block.
+        unsafe {
+            _mm256_storeu_ps(to, x.0);
+            _mm256_storeu_ps(to.add(8), x.1);
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_first(from: *const f32, count: usize) -> Pair {
+        let mut all = [0.0; LANES];
+        // SAFETY: the caller's pointer is valid for `count` numbers, the array for 16.
+        unsafe {
+            std::ptr::copy_nonoverlapping(from, all.as_mut_ptr(), count.min(LANES));
+            Self::load(all.as_ptr())
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_first(to: *mut f32, x: Pair, count: usize) {
+        // SAFETY: the caller's pointer is valid for `count` numbers, the array for 16.
+        unsafe {
+            let all = Self::to_array(x);
+            std::ptr::copy_nonoverlapping(all.as_ptr(), to, count.min(LANES));
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(from: *const u16) -> Pair {
+        // SAFETY: see the head of this block.
+        unsafe { (_mm256_cvtph_ps(_mm_loadu_si128(from.cast())), _mm256_cvtph_ps(_mm_loadu_si128(from.add(8).cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn store_f16(to: *mut u16, x: Pair) {
+        const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT;
+        // SAFETY: see the head of this block.
+        unsafe {
+            _mm_storeu_si128(to.cast(), _mm256_cvtps_ph::<NEAREST>(x.0));
+            _mm_storeu_si128(to.add(8).cast(), _mm256_cvtps_ph::<NEAREST>(x.1));
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> Pair {
+        // SAFETY: see the head of this block.
+        unsafe { (brain(from), brain(from.add(8))) }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Pair {
+        // SAFETY: see the head of this block.
+        unsafe { (bytes(from), bytes(from.add(8))) }
+    }
+    #[inline(always)]
+    unsafe fn load_u32(from: *const u32) -> Self::U {
+        // SAFETY: see the head of this block.
+        unsafe { (_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(8).cast())) }
+    }
+    #[inline(always)]
+    unsafe fn low_nibble(x: Self::U) -> Pair {
+        // SAFETY: see the head of this block.
+        unsafe {
+            let low = _mm256_set1_epi32(15);
+            (_mm256_cvtepi32_ps(_mm256_and_si256(x.0, low)), _mm256_cvtepi32_ps(_mm256_and_si256(x.1, low)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn drop_nibble(x: Self::U) -> Self::U {
+        // SAFETY: see the head of this block.
+        unsafe { (_mm256_srli_epi32::<4>(x.0), _mm256_srli_epi32::<4>(x.1)) }
+    }
+    #[inline(always)]
+    unsafe fn to_array(x: Pair) -> [f32; LANES] {
+        let mut all = [0.0; LANES];
+        // SAFETY: the array holds 16 numbers.
+        unsafe { Self::store(all.as_mut_ptr(), x) };
+        all
+    }
+    #[inline(always)]
+    unsafe fn sum(x: Pair) -> f32 {
+        // SAFETY: see the head of this block.
+        unsafe { sum_of_eight(_mm256_add_ps(x.0, x.1)) }
+    }
+    #[inline(always)]
+    unsafe fn greatest(x: Pair) -> f32 {
+        // SAFETY: see the head of this block.
+        unsafe { greatest_of_eight(_mm256_max_ps(x.0, x.1)) }
+    }
+}
+
+/// # Safety
+/// AVX2 is there.
+#[inline(always)]
+pub(super) unsafe fn sum_of_eight(x: __m256) -> f32 {
+    // SAFETY: the caller's duty.
+    unsafe {
+        let four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+        let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+    }
+}
+
+/// # Safety
+/// AVX2 is there.
+#[inline(always)]
+pub(super) unsafe fn greatest_of_eight(x: __m256) -> f32 {
+    // SAFETY: the caller's duty.
+    unsafe {
+        let four = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+        let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+    }
+}
+
+#[inline(always)]
+unsafe fn nearest(x: __m256) -> __m256 {
+    // SAFETY: inlined into `run`, where the features are.
+    unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x) }
+}
+
+#[inline(always)]
+unsafe fn times_two_to(x: __m256, n: __m256) -> __m256 {
+    // SAFETY: inlined into `run`, where the features are.
+    unsafe {
+        let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+        _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent)))
+    }
+}
+
+#[inline(always)]
+unsafe fn brain(from: *const u16) -> __m256 {
+    // SAFETY: inlined into `run`, where the features are; the pointer is the caller's duty.
+    unsafe {
+        let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+    }
+}
+
+#[inline(always)]
+unsafe fn bytes(from: *const i8) -> __m256 {
+    // SAFETY: inlined into `run`, where the features are; the pointer is the caller's duty.
+    unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()))) }
+}

@@ -1,0 +1,454 @@
+//! Matrix products straight over packed weights.
+//!
+//! One output is one chain of fused multiply-adds over the columns in order, begun at zero or at what the output holds.
+//! Tiles only choose how many chains run side by side, so a row's result never depends on the rows beside it, on the
+//! tile it fell into, on the level or on the number of threads.
+
+use super::lanes::Lanes;
+use super::panel::{BLOCK, Layout, Panels};
+use super::{Kernel, LANES, Level};
+use crate::pool::Strip;
+
+/// Where a product's sums begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begin {
+    /// At zero: the output is overwritten.
+    Zero,
+    /// At what the output holds: the product is added to it.
+    Output,
+}
+
+/// Rows of tokens that share one unpacking of the weights; their inputs fit the second-level cache.
+const TOKEN_BLOCK: usize = 96;
+/// Columns unpacked at a time: a tile's panels of them fit the first-level cache beside its tokens.
+const COLUMN_BLOCK: usize = 4 * BLOCK;
+
+/// The most panels that share one pass over the tokens.
+const TILE_PANELS: usize = 3;
+
+/// A thread's own memory for [`multiply`].
+#[derive(Debug)]
+pub struct Scratch {
+    /// (COLUMN_BLOCK, TILE_PANELS, LANES) unpacked weights, begun at a cache line.
+    weights: Vec<f32>,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Scratch { weights: vec![0.0; (COLUMN_BLOCK * TILE_PANELS + 1) * LANES] }
+    }
+}
+
+/// Outputs that a strip of a product is best made of: whole tiles of panels, whatever the rows.
+pub const STRIP_UNIT: usize = TILE_PANELS * LANES;
+
+/// The inputs of a product: (rows, columns) without gaps.
+#[derive(Clone, Copy, Debug)]
+pub struct Input<'a> {
+    /// The numbers.
+    pub x: &'a [f32],
+    /// Rows of tokens.
+    pub rows: usize,
+}
+
+/// Writes the outputs of panels `panels` of `weights` to the columns of `out`, the first of which is the first row of
+/// the first panel.
+///
+/// # Panics
+/// When shapes disagree.
+pub fn multiply(
+    level: Level,
+    input: Input<'_>,
+    (weights, panels): (&Panels, std::ops::Range<usize>),
+    (begin, out): (Begin, &mut Strip<'_>),
+    scratch: &mut Scratch,
+) {
+    let columns = weights.columns();
+    let outputs = weights.rows().min(panels.end * LANES).saturating_sub(panels.start * LANES);
+    assert!(panels.end <= weights.count(), "panels of the matrix");
+    assert_eq!(input.x.len(), input.rows * columns, "inputs fill their rows");
+    assert!(out.rows() >= input.rows && out.columns() >= outputs, "outputs have room");
+    if panels.is_empty() || input.rows == 0 {
+        return;
+    }
+    let line = scratch.weights.as_ptr().align_offset(64) % LANES;
+    let product = Product {
+        x: input.x.as_ptr(),
+        rows: input.rows,
+        columns,
+        weights: weights.bytes()[panels.start * weights.panel_bytes()..].as_ptr(),
+        panel_bytes: weights.panel_bytes(),
+        outputs,
+        out: out.as_mut_ptr(),
+        stride: out.stride(),
+        begin,
+        unpacked: scratch.weights[line..].as_mut_ptr(),
+    };
+    // SAFETY: the assertions above: `x` holds rows * columns, the panels' bytes follow `weights`, `out` has `outputs`
+    // columns in `rows` rows of its own, scratch holds a token block and two panels of a column block.
+    unsafe {
+        match weights.layout() {
+            Layout::Nibbles => level.run(Of::<0>(product)),
+            Layout::CentredNibbles => level.run(Of::<1>(product)),
+            Layout::Bytes => level.run(Of::<2>(product)),
+            Layout::Halves => level.run(Of::<3>(product)),
+            Layout::Brains => level.run(Of::<4>(product)),
+            Layout::Singles => level.run(Of::<5>(product)),
+        }
+    }
+}
+
+/// A product as the kernels see it: pointers and sizes.
+#[derive(Clone, Copy)]
+struct Product {
+    x: *const f32,
+    rows: usize,
+    columns: usize,
+    weights: *const u8,
+    panel_bytes: usize,
+    outputs: usize,
+    out: *mut f32,
+    stride: usize,
+    begin: Begin,
+    unpacked: *mut f32,
+}
+
+/// A product over weights of one layout.
+#[derive(Clone, Copy)]
+struct Of<const LAYOUT: usize>(Product);
+
+const LAYOUTS: [Layout; 6] =
+    [Layout::Nibbles, Layout::CentredNibbles, Layout::Bytes, Layout::Halves, Layout::Brains, Layout::Singles];
+
+impl<const LAYOUT: usize> Kernel for Of<LAYOUT> {
+    #[inline(always)]
+    unsafe fn run<V: Lanes>(self) {
+        // SAFETY: the product's pointers, as `multiply` made them.
+        unsafe { if self.0.rows > V::DIRECT_TOKENS { self.unpacked::<V>() } else { self.direct::<V>() } }
+    }
+}
+
+impl<const LAYOUT: usize> Of<LAYOUT> {
+    /// Few tokens: unpack in registers. As many panels side by side as there are registers for, since one chain of
+    /// sums alone would wait for each addition.
+    #[inline(always)]
+    unsafe fn direct<V: Lanes>(self) {
+        let rows = self.0.rows;
+        // SAFETY: the product's pointers; tiles are as wide as the rows, or clamp them.
+        unsafe {
+            if V::ACCUMULATORS >= 24 {
+                match rows {
+                    1 => self.direct_tiles::<V, 1, 4>(),
+                    2 => self.direct_tiles::<V, 2, 4>(),
+                    3 => self.direct_tiles::<V, 3, 2>(),
+                    4 => self.direct_tiles::<V, 4, 2>(),
+                    5 | 6 => self.direct_tiles::<V, 6, 2>(),
+                    _ => self.direct_tiles::<V, 8, 2>(),
+                }
+            } else {
+                match rows {
+                    1 => self.direct_tiles::<V, 1, 2>(),
+                    _ => self.direct_tiles::<V, 2, 1>(),
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn direct_tiles<V: Lanes, const T: usize, const P: usize>(self) {
+        let panels = self.0.outputs.div_ceil(LANES);
+        let mut panel = 0;
+        // SAFETY: every tile is inside.
+        unsafe {
+            while panel + P <= panels {
+                self.direct_tile::<V, T, P>(panel);
+                panel += P;
+            }
+            while panel < panels {
+                self.direct_tile::<V, T, 1>(panel);
+                panel += 1;
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn direct_tile<V: Lanes, const T: usize, const P: usize>(self, panel: usize) {
+        let product = self.0;
+        let at = Tile { token: 0, tokens: product.rows, panel };
+        // SAFETY: the product's pointers; the tile is inside.
+        unsafe {
+            let mut sums = product.begin_sums::<V, T, P>(at, product.begin);
+            let x = product.tokens::<T>(at, 0);
+            let weights = product.weights.add(panel * product.panel_bytes);
+            for block in 0..product.columns / BLOCK {
+                let bytes = LAYOUTS[LAYOUT].block_bytes();
+                let weights = weights.add(block * bytes);
+                let mut cursors = [Cursor::<V, LAYOUT>::open(weights); P];
+                for p in 1..P {
+                    cursors[p] = Cursor::open(weights.add(p * product.panel_bytes));
+                }
+                for group in 0..BLOCK / 8 {
+                    for p in 0..P {
+                        cursors[p].group(group);
+                    }
+                    for column in group * 8..group * 8 + 8 {
+                        let mut w = [V::splat(0.0); P];
+                        for p in 0..P {
+                            w[p] = cursors[p].column(column);
+                        }
+                        for t in 0..T {
+                            let x = V::splat(*x[t].add(block * BLOCK + column));
+                            for p in 0..P {
+                                sums[t][p] = V::fma(x, w[p], sums[t][p]);
+                            }
+                        }
+                    }
+                }
+            }
+            product.end_sums::<V, T, P>(at, sums);
+        }
+    }
+
+    /// Many tokens: unpack a strip of weights once, then run every tile of a token block over it.
+    #[inline(always)]
+    unsafe fn unpacked<V: Lanes>(self) {
+        // SAFETY: the product's pointers.
+        unsafe { if V::ACCUMULATORS >= 24 { self.blocks::<V, 8, 6, 4, 3>() } else { self.blocks::<V, 6, 4, 2, 1>() } }
+    }
+
+    /// In tiles of `T` tokens by `P` panels; a rest of tokens takes the smallest of `T`, `M` and `S` that holds it.
+    #[inline(always)]
+    unsafe fn blocks<V: Lanes, const T: usize, const M: usize, const S: usize, const P: usize>(self) {
+        let product = self.0;
+        let panels = product.outputs.div_ceil(LANES);
+        for first in (0..product.rows).step_by(TOKEN_BLOCK) {
+            let rows = TOKEN_BLOCK.min(product.rows - first);
+            // SAFETY: the product's pointers; every block is inside its counts.
+            unsafe {
+                for panel in (0..panels).step_by(P) {
+                    for column in (0..product.columns).step_by(COLUMN_BLOCK) {
+                        let columns = COLUMN_BLOCK.min(product.columns - column);
+                        self.unpack::<V, P>(panel..panels.min(panel + P), column, columns);
+                        let begin = if column == 0 { product.begin } else { Begin::Output };
+                        let strip = StripOf { first, rows, panel, column, columns, begin };
+                        product.strip::<V, T, M, S, P>(strip);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Writes (columns, P, LANES) weights to scratch. What an absent panel left there is computed with, and not stored.
+    #[inline(always)]
+    unsafe fn unpack<V: Lanes, const P: usize>(self, panels: std::ops::Range<usize>, column: usize, columns: usize) {
+        let product = self.0;
+        let bytes = LAYOUTS[LAYOUT].block_bytes();
+        for (p, panel) in panels.enumerate() {
+            for block in 0..columns / BLOCK {
+                // SAFETY: the product's pointers; `columns` is at most COLUMN_BLOCK and a multiple of BLOCK.
+                unsafe {
+                    let weights = product.weights.add(panel * product.panel_bytes);
+                    let mut cursor = Cursor::<V, LAYOUT>::open(weights.add((column / BLOCK + block) * bytes));
+                    for group in 0..BLOCK / 8 {
+                        cursor.group(group);
+                        for k in group * 8..group * 8 + 8 {
+                            let w = cursor.column(k);
+                            V::store(product.unpacked.add(((block * BLOCK + k) * P + p) * LANES), w);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Where a tile's outputs lie.
+#[derive(Clone, Copy)]
+struct Tile {
+    token: usize,
+    /// Tokens that are there; a tile may be wider.
+    tokens: usize,
+    panel: usize,
+}
+
+/// One strip of unpacked weights against one block of tokens.
+#[derive(Clone, Copy)]
+struct StripOf {
+    first: usize,
+    rows: usize,
+    panel: usize,
+    column: usize,
+    columns: usize,
+    begin: Begin,
+}
+
+/// The width of the tile that takes the first of `left` tokens: the widest, or the smallest that holds the rest.
+#[inline(always)]
+fn tile_width(left: usize, [wide, middle, small]: [usize; 3]) -> usize {
+    if left > middle {
+        wide
+    } else if left > small {
+        middle
+    } else {
+        small
+    }
+}
+
+impl Product {
+    #[inline(always)]
+    unsafe fn strip<V: Lanes, const T: usize, const M: usize, const S: usize, const P: usize>(&self, strip: StripOf) {
+        let mut token = 0;
+        while token < strip.rows {
+            // SAFETY: the strip's weights are in scratch, its tokens in the input.
+            unsafe {
+                token += match tile_width(strip.rows - token, [T, M, S]) {
+                    width if width == T => self.tile::<V, T, P>(strip, token),
+                    width if width == M => self.tile::<V, M, P>(strip, token),
+                    _ => self.tile::<V, S, P>(strip, token),
+                };
+            }
+        }
+    }
+
+    /// Returns how many tokens it did.
+    #[inline(always)]
+    unsafe fn tile<V: Lanes, const T: usize, const P: usize>(&self, strip: StripOf, token: usize) -> usize {
+        let at = Tile { token: strip.first + token, tokens: T.min(strip.rows - token), panel: strip.panel };
+        // SAFETY: scratch holds the strip's weights, the input the tile's tokens; outputs are checked by `begin_sums`
+        // and `end_sums`.
+        unsafe {
+            let mut sums = self.begin_sums::<V, T, P>(at, strip.begin);
+            let x = self.tokens::<T>(at, strip.column);
+            for column in 0..strip.columns {
+                let mut w = [V::splat(0.0); P];
+                for (p, w) in w.iter_mut().enumerate() {
+                    *w = V::load(self.unpacked.add((column * P + p) * LANES));
+                }
+                for t in 0..T {
+                    let x = V::splat(*x[t].add(column));
+                    for p in 0..P {
+                        sums[t][p] = V::fma(x, w[p], sums[t][p]);
+                    }
+                }
+            }
+            self.end_sums::<V, T, P>(at, sums);
+        }
+        T
+    }
+
+    /// The inputs of a tile from a column on. A tile wider than its tokens computes the last one again.
+    #[inline(always)]
+    unsafe fn tokens<const T: usize>(&self, at: Tile, column: usize) -> [*const f32; T] {
+        let mut x = [self.x; T];
+        for (t, x) in x.iter_mut().enumerate() {
+            let token = at.token + t.min(at.tokens - 1);
+            // SAFETY: the token and the column are inside of the input.
+            *x = unsafe { self.x.add(token * self.columns + column) };
+        }
+        x
+    }
+
+    #[inline(always)]
+    unsafe fn begin_sums<V: Lanes, const T: usize, const P: usize>(&self, at: Tile, begin: Begin) -> [[V::F; P]; T] {
+        // SAFETY: only outputs that are there are read; the place of an absent panel is computed and not used.
+        unsafe {
+            let mut sums = [[V::splat(0.0); P]; T];
+            if begin == Begin::Output {
+                for t in 0..T.min(at.tokens) {
+                    for p in 0..P {
+                        let from = self.out.wrapping_add((at.token + t) * self.stride + (at.panel + p) * LANES);
+                        match self.lanes(at.panel + p) {
+                            0 => {}
+                            LANES => sums[t][p] = V::load(from),
+                            lanes => sums[t][p] = V::load_first(from, lanes),
+                        }
+                    }
+                }
+            }
+            sums
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn end_sums<V: Lanes, const T: usize, const P: usize>(&self, at: Tile, sums: [[V::F; P]; T]) {
+        for t in 0..T.min(at.tokens) {
+            for p in 0..P {
+                // SAFETY: only outputs that are there are written; the place of an absent panel is computed and not used.
+                unsafe {
+                    let to = self.out.wrapping_add((at.token + t) * self.stride + (at.panel + p) * LANES);
+                    match self.lanes(at.panel + p) {
+                        0 => {}
+                        LANES => V::store(to, sums[t][p]),
+                        lanes => V::store_first(to, sums[t][p], lanes),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Output rows of a panel, without padding.
+    #[inline(always)]
+    fn lanes(&self, panel: usize) -> usize {
+        LANES.min(self.outputs.saturating_sub(panel * LANES))
+    }
+}
+
+/// Reads a packed block column by column, in order.
+#[derive(Clone, Copy)]
+struct Cursor<V: Lanes, const LAYOUT: usize> {
+    block: *const u8,
+    words: V::U,
+    d: V::F,
+    m: V::F,
+}
+
+impl<V: Lanes, const LAYOUT: usize> Cursor<V, LAYOUT> {
+    /// # Safety
+    /// `block` points to a whole block of the layout.
+    #[inline(always)]
+    unsafe fn open(block: *const u8) -> Self {
+        // SAFETY: every block is larger than its scales and 16 words.
+        unsafe {
+            let words = V::load_u32(block.cast());
+            let (d, m) = match LAYOUTS[LAYOUT] {
+                Layout::Nibbles => (V::load_f16(block.cast()), V::load_f16(block.add(2 * LANES).cast())),
+                Layout::CentredNibbles => {
+                    let d = V::load_f16(block.cast());
+                    (d, V::mul(d, V::splat(-8.0)))
+                }
+                Layout::Bytes => (V::load_f16(block.cast()), V::splat(0.0)),
+                Layout::Halves | Layout::Brains | Layout::Singles => (V::splat(1.0), V::splat(0.0)),
+            };
+            Cursor { block: block.add(LAYOUTS[LAYOUT].scale_bytes()), words, d, m }
+        }
+    }
+
+    /// Turns to columns `8 * group ..`.
+    #[inline(always)]
+    unsafe fn group(&mut self, group: usize) {
+        if let Layout::Nibbles | Layout::CentredNibbles = LAYOUTS[LAYOUT] {
+            // SAFETY: a block has four groups.
+            self.words = unsafe { V::load_u32(self.block.cast::<u32>().add(group * LANES)) };
+        }
+    }
+
+    /// The weights of a column; within a group every column is asked for once, in order.
+    #[inline(always)]
+    unsafe fn column(&mut self, column: usize) -> V::F {
+        // SAFETY: `column` is inside the block.
+        unsafe {
+            let at = column * LANES;
+            match LAYOUTS[LAYOUT] {
+                Layout::Nibbles | Layout::CentredNibbles => {
+                    let q = V::low_nibble(self.words);
+                    self.words = V::drop_nibble(self.words);
+                    V::fma(q, self.d, self.m)
+                }
+                Layout::Bytes => V::mul(V::load_i8(self.block.cast::<i8>().add(at)), self.d),
+                Layout::Halves => V::load_f16(self.block.cast::<u16>().add(at)),
+                Layout::Brains => V::load_bf16(self.block.cast::<u16>().add(at)),
+                Layout::Singles => V::load(self.block.cast::<f32>().add(at)),
+            }
+        }
+    }
+}
