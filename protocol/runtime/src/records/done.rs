@@ -1,0 +1,176 @@
+//! Who waits for a job's record hears of it as it is stored.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use futures::StreamExt;
+use protocol::record::Record;
+use protocol::subject;
+use protocol::token::Token;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::{Bus, Error, clock};
+
+/// Most waiters of a process: what a dispatcher may have in hand, with room.
+const WAITERS_MAX: usize = 65_536;
+/// How often a waiter looks into RESULTS: republished records are lost while the connection is.
+const LOOK: Duration = Duration::from_secs(2);
+
+type Key = (Token, Token);
+type Waiters = HashMap<Key, Vec<(u64, oneshot::Sender<Record>)>>;
+
+/// Watches records as they are stored; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Done {
+    bus: Bus,
+    table: Arc<Mutex<Table>>,
+    /// Ends the watch with its last owner.
+    _watch: Arc<Watch>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    waiters: Waiters,
+    count: usize,
+    next: u64,
+}
+
+#[derive(Debug)]
+struct Watch(JoinHandle<()>);
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Subscribes to every result as it is stored.
+pub async fn watch_done(bus: &Bus) -> Result<Done, Error> {
+    watch_done_with(bus, |_| {}).await
+}
+
+/// The same, and shows every record to `observe`, which must not block.
+pub async fn watch_done_with(bus: &Bus, observe: impl Fn(&Record) + Send + Sync + 'static) -> Result<Done, Error> {
+    let nats = |error: &dyn std::fmt::Display| Error::Nats(format!("watching {}: {error}", subject::DONE_ALL));
+    let mut records = bus.client.subscribe(subject::DONE_ALL).await.map_err(|error| nats(&error))?;
+    // The server has the subscription before anybody waits on it.
+    bus.client.flush().await.map_err(|error| nats(&error))?;
+    let table = Arc::new(Mutex::new(Table::default()));
+    let tell = Arc::clone(&table);
+    let watch = tokio::spawn(async move {
+        while let Some(message) = records.next().await {
+            match Record::decode(&message.payload) {
+                Ok(record) => {
+                    observe(&record);
+                    wake(&tell, &record);
+                }
+                Err(refusal) => tracing::warn!(subject = %message.subject, %refusal, "a result that cannot be read"),
+            }
+        }
+    });
+    Ok(Done { bus: bus.clone(), table, _watch: Arc::new(Watch(watch)) })
+}
+
+fn lock(table: &Mutex<Table>) -> MutexGuard<'_, Table> {
+    // Nothing panics while it is held; if it did, the table would still be whole.
+    table.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn wake(table: &Mutex<Table>, record: &Record) {
+    let key = (record.tenant.clone(), record.job.clone());
+    let mut table = lock(table);
+    let Some(waiters) = table.waiters.remove(&key) else { return };
+    table.count -= waiters.len();
+    drop(table);
+    for (_, waiter) in waiters {
+        // Whoever is gone needs no record.
+        let _ = waiter.send(record.clone());
+    }
+}
+
+impl Done {
+    /// Registers interest in a job. Register first, look for the record then: nothing is missed between.
+    pub fn wait(&self, tenant: &Token, job: &Token) -> Result<Waiter, Error> {
+        let (sender, told) = oneshot::channel();
+        let key = (tenant.clone(), job.clone());
+        let mut table = lock(&self.table);
+        if table.count >= WAITERS_MAX {
+            return Err(Error::Full(format!("{WAITERS_MAX} wait for results")));
+        }
+        let number = table.next;
+        table.next += 1;
+        table.count += 1;
+        table.waiters.entry(key.clone()).or_default().push((number, sender));
+        drop(table);
+        let table = Arc::downgrade(&self.table);
+        Ok(Waiter { bus: self.bus.clone(), key, number, told: Some(told), look: next_look(), table })
+    }
+
+    /// How many wait.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        lock(&self.table).count
+    }
+}
+
+fn next_look() -> Instant {
+    Instant::now() + LOOK + clock::jitter(LOOK)
+}
+
+/// Interest in one job, given up on drop.
+#[derive(Debug)]
+pub struct Waiter {
+    bus: Bus,
+    key: Key,
+    number: u64,
+    /// `None` once it has told, or never will.
+    told: Option<oneshot::Receiver<Record>>,
+    /// When it looks into RESULTS next; outlives a dropped wait.
+    look: Instant,
+    table: Weak<Mutex<Table>>,
+}
+
+impl Waiter {
+    /// The record, whenever it comes. Safe to drop and call again. Looks into RESULTS now and then, so that a lost
+    /// connection loses nothing.
+    pub async fn record(&mut self) -> Record {
+        loop {
+            let look = tokio::time::sleep_until(self.look);
+            if let Some(told) = &mut self.told {
+                tokio::select! {
+                    heard = told => {
+                        self.told = None;
+                        if let Ok(record) = heard {
+                            return record;
+                        }
+                    }
+                    () = look => {}
+                }
+            } else {
+                look.await;
+            }
+            self.look = next_look();
+            if let Ok(Some(record)) = super::result(&self.bus, &self.key.0, &self.key.1).await {
+                return record;
+            }
+        }
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        let Some(table) = self.table.upgrade() else { return };
+        let mut table = lock(&table);
+        let Some(waiters) = table.waiters.get_mut(&self.key) else { return };
+        let before = waiters.len();
+        waiters.retain(|(number, _)| *number != self.number);
+        let gone = before - waiters.len();
+        if waiters.is_empty() {
+            table.waiters.remove(&self.key);
+        }
+        table.count -= gone;
+    }
+}

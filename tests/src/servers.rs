@@ -1,0 +1,215 @@
+//! Real servers as child processes: free ports, folders of their own, killed on drop, restartable on the same port.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// A server that does not answer by then never will.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+/// A port taken between its choice and the server's start is chosen anew this often.
+const STARTS: usize = 5;
+
+/// A nats-server with JetStream.
+pub struct NatsServer(Server);
+
+/// A valkey-server or redis-server that keeps nothing over a restart.
+pub struct RedisServer(Server);
+
+impl NatsServer {
+    /// Starts one.
+    ///
+    /// # Panics
+    /// When there is no binary, or it does not start.
+    #[must_use]
+    pub fn start() -> Self {
+        Self(Server::start(&Kind {
+            binary: find(&["nats-server"]),
+            arguments: |port, folder| {
+                let conf = folder.join("nats.conf");
+                std::fs::write(&conf, "max_payload: 8MB\njetstream { strict: true }\n").expect("a writable folder");
+                vec!["-c".into(), text(&conf), "-a".into(), "127.0.0.1".into(), "-p".into(), port.to_string()]
+                    .into_iter()
+                    .chain(["-sd".into(), text(&folder.join("data"))])
+                    .collect()
+            },
+            hello: b"",
+            greeting: b"INFO ",
+        }))
+    }
+
+    /// Where clients find it.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("nats://{}", self.0.address())
+    }
+
+    /// Kills it, as a crash would. What it stored stays.
+    pub fn stop(&mut self) {
+        self.0.stop();
+    }
+
+    /// Starts it again on the same port, with what it stored.
+    pub fn start_again(&mut self) {
+        self.0.start_again();
+    }
+}
+
+impl RedisServer {
+    /// Starts one.
+    ///
+    /// # Panics
+    /// When there is no binary, or it does not start.
+    #[must_use]
+    pub fn start() -> Self {
+        Self(Server::start(&Kind {
+            binary: find(&["valkey-server", "redis-server"]),
+            arguments: |port, folder| {
+                let words = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port"];
+                let own = [port.to_string(), "--dir".to_owned(), text(folder)];
+                words.iter().map(|&word| word.to_owned()).chain(own).collect()
+            },
+            hello: b"PING\r\n",
+            greeting: b"+PONG",
+        }))
+    }
+
+    /// Where clients find it.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("redis://{}", self.0.address())
+    }
+
+    /// Kills it, as a crash would. What it held is lost.
+    pub fn stop(&mut self) {
+        self.0.stop();
+    }
+
+    /// Starts it again on the same port, empty.
+    pub fn start_again(&mut self) {
+        self.0.start_again();
+    }
+}
+
+/// How a server is started, and known to answer.
+struct Kind {
+    binary: PathBuf,
+    arguments: fn(u16, &Path) -> Vec<String>,
+    hello: &'static [u8],
+    greeting: &'static [u8],
+}
+
+struct Server {
+    binary: PathBuf,
+    arguments: Vec<String>,
+    hello: &'static [u8],
+    greeting: &'static [u8],
+    port: u16,
+    child: Option<Child>,
+    /// Removed with the server.
+    folder: TempDir,
+}
+
+impl Server {
+    fn start(kind: &Kind) -> Self {
+        for _ in 0..STARTS {
+            let folder = TempDir::new().expect("a folder for the server");
+            let port = free_port();
+            let mut server = Self {
+                binary: kind.binary.clone(),
+                arguments: (kind.arguments)(port, folder.path()),
+                hello: kind.hello,
+                greeting: kind.greeting,
+                port,
+                child: None,
+                folder,
+            };
+            if server.run() {
+                return server;
+            }
+        }
+        panic!("{} does not start", kind.binary.display());
+    }
+
+    fn address(&self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
+    }
+
+    /// Starts the process and waits until it answers; false where it ended instead.
+    fn run(&mut self) -> bool {
+        let log = std::fs::File::create(self.folder.path().join("log")).expect("a writable folder");
+        let command = Command::new(&self.binary)
+            .args(&self.arguments)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a second handle of the log"))
+            .stderr(log)
+            .spawn();
+        let child = self.child.insert(command.expect("a server that can be run"));
+        let start = Instant::now();
+        while start.elapsed() < START_TIMEOUT {
+            if child.try_wait().expect("our own child").is_some() {
+                return false;
+            }
+            if greets(self.port, self.hello, self.greeting) {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        false
+    }
+
+    fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().expect("our own child");
+            child.wait().expect("our own child");
+        }
+    }
+
+    fn start_again(&mut self) {
+        self.stop();
+        let log = self.folder.path().join("log");
+        assert!(self.run(), "{}", std::fs::read_to_string(log).unwrap_or_default());
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn greets(port: u16, hello: &[u8], greeting: &[u8]) -> bool {
+    let Ok(mut stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) else { return false };
+    let mut answer = vec![0; greeting.len()];
+    stream.set_read_timeout(Some(Duration::from_secs(1))).is_ok()
+        && stream.write_all(hello).is_ok()
+        && stream.read_exact(&mut answer).is_ok()
+        && answer == greeting
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    listener.local_addr().expect("a bound port").port()
+}
+
+/// A server's binary: from `$FLOTILLA_BIN`, from what the set-up put into `.flotilla/bin`, else from `PATH`.
+fn find(names: &[&str]) -> PathBuf {
+    let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.flotilla/bin");
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders: Vec<PathBuf> = std::env::var_os("FLOTILLA_BIN")
+        .map(PathBuf::from)
+        .into_iter()
+        .chain([ours])
+        .chain(std::env::split_paths(&path))
+        .collect();
+    let found =
+        folders.iter().flat_map(|folder| names.iter().map(|name| folder.join(name))).find(|file| file.is_file());
+    found.unwrap_or_else(|| panic!("no {} found: run ./ops/quickstart or ./ops/test first", names.join(" or ")))
+}
+
+fn text(path: &Path) -> String {
+    path.to_str().expect("a path of characters").to_owned()
+}

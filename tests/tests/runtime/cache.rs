@@ -1,0 +1,83 @@
+//! The response cache and its leases.
+
+use std::time::Duration;
+
+use runtime::Error;
+use runtime::cache::{Lease, Responses};
+use tests::servers::RedisServer;
+use tests::wait::until;
+
+use crate::setup::{answer, job, redis};
+
+#[tokio::test]
+async fn an_answer_is_kept_for_about_a_day() {
+    let server = RedisServer::start();
+    let cache = Responses::new(&redis(&server)).unwrap();
+    assert_eq!(cache.get("k").await.unwrap(), None);
+    let truth = answer("a", "x");
+    cache.put("k", &truth).await.unwrap();
+    assert_eq!(cache.get("k").await.unwrap(), Some(truth));
+    let client = redis::Client::open(server.url()).unwrap();
+    let mut raw = client.get_multiplexed_async_connection().await.unwrap();
+    let ttl: i64 = redis::cmd("TTL").arg("answer:k").query_async(&mut raw).await.unwrap();
+    assert!((77_000..=95_100).contains(&ttl), "{ttl}");
+}
+
+#[tokio::test]
+async fn what_is_no_answer_counts_as_absent() {
+    let server = RedisServer::start();
+    let cache = Responses::new(&redis(&server)).unwrap();
+    let client = redis::Client::open(server.url()).unwrap();
+    let mut raw = client.get_multiplexed_async_connection().await.unwrap();
+    let () = redis::cmd("SET").arg("answer:k").arg("garbage").query_async(&mut raw).await.unwrap();
+    let () = redis::cmd("RPUSH").arg("answer:l").arg("list").query_async(&mut raw).await.unwrap();
+    for key in ["k", "l"] {
+        assert_eq!(cache.get(key).await.unwrap(), None);
+        let left: u64 = redis::cmd("EXISTS").arg(format!("answer:{key}")).query_async(&mut raw).await.unwrap();
+        assert_eq!(left, 0);
+    }
+}
+
+#[tokio::test]
+async fn one_holds_the_lease_until_it_gives_it_up() {
+    let server = RedisServer::start();
+    let cache = Responses::new(&redis(&server)).unwrap();
+    let (first, second) = (job("a"), job("b"));
+    assert_eq!(cache.lease("k", &first).await.unwrap(), Lease::Taken);
+    assert_eq!(cache.lease("k", &first).await.unwrap(), Lease::Taken);
+    assert_eq!(cache.lease("k", &second).await.unwrap(), Lease::Held { job: first.clone() });
+    assert!(cache.renew("k", &first).await.unwrap());
+    assert!(!cache.renew("k", &second).await.unwrap());
+    cache.release("k", &second).await.unwrap();
+    assert_eq!(cache.lease("k", &second).await.unwrap(), Lease::Held { job: first.clone() });
+    cache.release("k", &first).await.unwrap();
+    assert_eq!(cache.lease("k", &second).await.unwrap(), Lease::Taken);
+    assert!(!cache.renew("k", &first).await.unwrap());
+}
+
+#[tokio::test]
+async fn redis_away_is_said_at_once_and_it_recovers() {
+    let mut server = RedisServer::start();
+    let cache = Responses::new(&redis(&server)).unwrap();
+    assert_eq!(cache.get("k").await.unwrap(), None);
+    server.stop();
+    for _ in 0..5 {
+        let start = std::time::Instant::now();
+        assert!(matches!(cache.get("k").await, Err(Error::RedisDown(_))));
+        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    }
+    assert!(!cache.healthy());
+    server.start_again();
+    until("Redis to answer again", Duration::from_secs(5), || async { cache.get("k").await.ok() }).await;
+    assert!(cache.healthy());
+}
+
+#[tokio::test]
+async fn redis_that_was_never_there_is_waited_for() {
+    let mut server = RedisServer::start();
+    server.stop();
+    let cache = Responses::new(&redis(&server)).unwrap();
+    assert!(matches!(cache.get("k").await, Err(Error::RedisDown(_))));
+    server.start_again();
+    until("Redis to answer", Duration::from_secs(5), || async { cache.get("k").await.ok() }).await;
+}
