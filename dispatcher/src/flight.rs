@@ -1,0 +1,340 @@
+//! The response cache, and one computation at a time for each key over the whole fleet.
+//!
+//! Who takes the lease leads: its job is computed and its lease renewed until the job ends. Who finds it taken follows:
+//! waits for the leader's record, or for the lease to lapse. A leader's failure or cancel is never a follower's.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocol::answer::{Answer, CacheOutcome};
+use protocol::job::Job;
+use protocol::record::{End, Record};
+use protocol::request::{CachePolicy, Priority, Request};
+use protocol::token::Token;
+use protocol::{Refusal, WIRE_VERSION};
+use runtime::bus::Arrival;
+use runtime::cache::{KeyParts, Lease, cache_key};
+use runtime::clock;
+use runtime::config::ModelEntry;
+use runtime::records::{self, Stored, Waiter};
+
+use crate::admit;
+use crate::fleet::check_workers;
+use crate::ingress::Incoming;
+use crate::metrics::{self, CacheResult, During, Outcome};
+use crate::state::{Dispatcher, Stop, failed};
+
+/// How often a leader renews its lease of 10 s.
+const RENEW: Duration = Duration::from_secs(3);
+/// How often a follower looks whether the lease has lapsed.
+const LOOK: Duration = Duration::from_secs(2);
+/// Followers of a failed leader come back after this and as much again at most, not in step.
+const SPREAD: Duration = Duration::from_millis(25);
+
+/// What the cache says to a job.
+pub enum Entry {
+    /// The answer is known.
+    Hit(Box<Answer>),
+    /// It has to be computed; with a lease where others may wait for it.
+    Lead(Option<Box<Lead>>),
+}
+
+/// The right to compute, given up on drop until [`Lead::published`].
+pub struct Lead {
+    lease: Option<Held>,
+    dispatcher: Arc<Dispatcher>,
+}
+
+struct Held {
+    /// Name of the lease.
+    name: String,
+    job: Token,
+    /// Registered before the job is published.
+    end: Waiter,
+}
+
+/// Asks the cache, and follows whoever computes the same. Sets the job's key.
+#[tracing::instrument(level = "debug", name = "cache", skip_all)]
+pub async fn enter(
+    dispatcher: &Arc<Dispatcher>,
+    incoming: &mut Incoming,
+    job: &mut Job,
+    ask: &Ask<'_>,
+) -> Result<Entry, Stop> {
+    let Some(key) = ask.key(job) else {
+        return Ok(Entry::Lead(None));
+    };
+    job.cache_key = Some(key.clone());
+    if ask.policy == CachePolicy::Refresh {
+        return Ok(Entry::Lead(None));
+    }
+    loop {
+        match look(dispatcher, &key, job).await {
+            Look::Hit(answer) => {
+                metrics::cache(CacheResult::Hit);
+                return Ok(Entry::Hit(answer));
+            }
+            Look::Lead(lead) => {
+                metrics::cache(if lead.is_some() { CacheResult::Miss } else { CacheResult::Error });
+                return Ok(Entry::Lead(lead));
+            }
+            Look::Taken(leader) => {
+                check_workers(&dispatcher.fleet, incoming.door, job)?;
+                match follow(dispatcher, incoming, job, &leader).await? {
+                    Followed::Answer(answer) => {
+                        metrics::cache(CacheResult::Shared);
+                        return Ok(Entry::Hit(answer));
+                    }
+                    Followed::Astray => return Ok(Entry::Lead(None)),
+                    Followed::Nothing => {}
+                }
+            }
+        }
+    }
+}
+
+enum Look {
+    Hit(Box<Answer>),
+    Lead(Option<Box<Lead>>),
+    Taken(Token),
+}
+
+/// One look at the cache. Where it is away, nothing is cached and everybody computes.
+async fn look(dispatcher: &Arc<Dispatcher>, key: &str, job: &Job) -> Look {
+    match dispatcher.responses.get(key).await {
+        Ok(Some(answer)) => return Look::Hit(Box::new(answer)),
+        Ok(None) => {}
+        Err(error) => {
+            tracing::debug!(%error, "the cache is away");
+            return Look::Lead(None);
+        }
+    }
+    // Without interest in its own end a leader could not give the lease up, so it takes none.
+    let Ok(end) = dispatcher.done.wait(&job.tenant, &job.id) else {
+        return Look::Lead(None);
+    };
+    let name = lease_name(key, job.priority);
+    match dispatcher.responses.lease(&name, &job.id).await {
+        Ok(Lease::Taken) => {
+            let lease = Some(Held { name, job: job.id.clone(), end });
+            Look::Lead(Some(Box::new(Lead { lease, dispatcher: Arc::clone(dispatcher) })))
+        }
+        Ok(Lease::Held { job: leader }) => Look::Taken(leader),
+        Err(error) => {
+            tracing::debug!(%error, "the cache is away");
+            Look::Lead(None)
+        }
+    }
+}
+
+/// Only equals wait for each other: nobody urgent waits for the end of a slower lane.
+fn lease_name(key: &str, priority: Priority) -> String {
+    format!("{key}.{}", priority.as_str())
+}
+
+/// What came of following.
+enum Followed {
+    /// The leader's answer is ours too.
+    Answer(Box<Answer>),
+    /// Look again.
+    Nothing,
+    /// The leader's job is another one than its lease says: compute alone.
+    Astray,
+}
+
+/// Waits for the leader's end.
+async fn follow(dispatcher: &Dispatcher, incoming: &mut Incoming, job: &Job, leader: &Token) -> Result<Followed, Stop> {
+    let _place = dispatcher.waiting.try_acquire().map_err(|_| admit::full_of_waiting())?;
+    let _during = During::waiting();
+    drop(incoming.slot.take());
+    let wait = |job| dispatcher.done.wait(&incoming.tenant, job).map_err(|error| failed(&error));
+    let (mut leaders, mut own) = (wait(leader)?, wait(&job.id)?);
+    // The leader may have come to its end before there was interest in it.
+    if let Ok(Some(record)) = records::result(&dispatcher.bus, &job.tenant, leader).await {
+        return Ok(ended(dispatcher, job, record).await);
+    }
+    tokio::select! {
+        record = leaders.record() => Ok(ended(dispatcher, job, record).await),
+        // Somebody cancelled this job, or it was computed elsewhere.
+        record = own.record() => Err(Stop::Settled(Box::new(record), Outcome::Repeated)),
+        () = tokio::time::sleep(admit::left(job)) => Err(admit::late().into()),
+        () = dispatcher.stopping.cancelled() => Err(admit::stopping().into()),
+        () = tokio::time::sleep(LOOK + clock::jitter(LOOK)) => Ok(Followed::Nothing),
+    }
+}
+
+/// The leader came to its end. A lease that it left behind is given up in its name, since nobody else may be there to.
+async fn ended(dispatcher: &Dispatcher, job: &Job, record: Record) -> Followed {
+    let (leader, key) = (record.job.clone(), job.cache_key.as_deref());
+    let followed = shared(record, key);
+    if let (Followed::Nothing, Some(key)) = (&followed, key) {
+        release(dispatcher, &lease_name(key, job.priority), &leader).await;
+        tokio::time::sleep(SPREAD + clock::jitter(SPREAD)).await;
+    }
+    followed
+}
+
+/// An answer to the same question is everybody's; a failure is the leader's own.
+fn shared(record: Record, key: Option<&str>) -> Followed {
+    match record.end {
+        End::Done(answer) if record.cache_key.as_deref() == key => Followed::Answer(Box::new(answer)),
+        End::Done(_) => Followed::Astray,
+        End::Failed(_) => Followed::Nothing,
+    }
+}
+
+/// Stores the record of a job that the cache answered, so that it can be asked for like any other.
+pub async fn settle_hit(dispatcher: &Dispatcher, job: &Job, answer: Answer) -> Result<Stop, Refusal> {
+    let answer = Answer { job: job.id.clone(), cache: CacheOutcome::Hit, ..answer };
+    let record = Record {
+        version: WIRE_VERSION,
+        job: job.id.clone(),
+        tenant: job.tenant.clone(),
+        format: job.format,
+        settled_ms: clock::now_ms(),
+        end: End::Done(answer),
+        session: None,
+        cache_key: job.cache_key.clone(),
+    };
+    match records::store_result(&dispatcher.bus, &record).await.map_err(|error| failed(&error))? {
+        Stored::Created => Ok(Stop::Settled(Box::new(record), Outcome::Hit)),
+        Stored::Existed(record) => Ok(Stop::Settled(Box::new(record), Outcome::Repeated)),
+    }
+}
+
+/// What decides whether and as what a job is cached.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask<'a> {
+    policy: CachePolicy,
+    sameness: Sameness,
+    model: &'a ModelEntry,
+}
+
+/// Whether the same request always has the same answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sameness {
+    Always,
+    /// It draws new numbers, or depends on a conversation.
+    Never,
+}
+
+impl<'a> Ask<'a> {
+    /// As the request stands, before the door fixes its seed.
+    #[must_use]
+    pub fn of(request: &Request, policy: CachePolicy, model: &'a ModelEntry) -> Self {
+        let always = request.session.is_none() && request.params.deterministic();
+        Self { policy, sameness: if always { Sameness::Always } else { Sameness::Never }, model }
+    }
+}
+
+impl Ask<'_> {
+    fn key(&self, job: &Job) -> Option<String> {
+        if self.policy == CachePolicy::Bypass || self.sameness == Sameness::Never {
+            return None;
+        }
+        Some(cache_key(&KeyParts {
+            tenant: &job.tenant,
+            model: &job.model,
+            digest: &self.model.sha256,
+            precision: &self.model.precision,
+            task: &job.task,
+            params: &job.params,
+            input: &job.input,
+        }))
+    }
+}
+
+impl Lead {
+    /// The job stands in the queue: renews the lease until its end, in the background. One that stood there before has
+    /// its lease from whoever published it, or it lapses.
+    pub fn published(mut self, arrival: Arrival, deadline_ms: u64) {
+        let Some(lease) = self.lease.take().filter(|_| arrival == Arrival::New) else { return };
+        let dispatcher = Arc::clone(&self.dispatcher);
+        self.dispatcher.leases.spawn(async move { hold(&dispatcher, lease, deadline_ms).await });
+    }
+}
+
+impl Drop for Lead {
+    fn drop(&mut self) {
+        if let Some(Held { name, job, .. }) = self.lease.take() {
+            let dispatcher = Arc::clone(&self.dispatcher);
+            self.dispatcher.leases.spawn(async move { release(&dispatcher, &name, &job).await });
+        }
+    }
+}
+
+async fn hold(dispatcher: &Dispatcher, mut lease: Held, deadline_ms: u64) {
+    loop {
+        tokio::select! {
+            record = lease.end.record() => {
+                // After an answer the lease lapses by itself: the worker writes the cache just after the record, and
+                // whoever asks in between follows this job and finds the record.
+                if let End::Failed(_) = record.end {
+                    release(dispatcher, &lease.name, &lease.job).await;
+                }
+                return;
+            }
+            () = dispatcher.stopping.cancelled() => return,
+            () = tokio::time::sleep(RENEW) => {}
+        }
+        if clock::now_ms() >= deadline_ms {
+            return release(dispatcher, &lease.name, &lease.job).await;
+        }
+        match dispatcher.responses.renew(&lease.name, &lease.job).await {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => tracing::debug!(%error, "a lease could not be renewed"),
+        }
+    }
+}
+
+async fn release(dispatcher: &Dispatcher, name: &str, job: &Token) {
+    if let Err(error) = dispatcher.responses.release(name, job).await {
+        tracing::debug!(%error, "a lease could not be given up, it lapses");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::ErrorCode;
+    use protocol::answer::{Finish, Usage};
+    use protocol::request::Format;
+
+    use super::*;
+
+    fn record(end: End, cache_key: Option<&str>) -> Record {
+        Record {
+            version: WIRE_VERSION,
+            job: Token::default_tenant(),
+            tenant: Token::default_tenant(),
+            format: Format::Raw,
+            settled_ms: 1,
+            end,
+            session: None,
+            cache_key: cache_key.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn only_the_answer_to_the_same_question_is_shared() {
+        let done = End::Done(Answer {
+            job: Token::default_tenant(),
+            model: "m".into(),
+            task: "chat".into(),
+            output: Vec::new(),
+            finish_reason: Finish::Stop,
+            usage: Usage { input_tokens: 1, output_tokens: 1 },
+            cache: CacheOutcome::Miss,
+        });
+        assert!(matches!(shared(record(done.clone(), Some("a")), Some("a")), Followed::Answer(_)));
+        assert!(matches!(shared(record(done.clone(), Some("b")), Some("a")), Followed::Astray));
+        assert!(matches!(shared(record(done, None), Some("a")), Followed::Astray));
+        let failed = End::Failed(Refusal::new(ErrorCode::Cancelled, ""));
+        assert!(matches!(shared(record(failed, Some("a")), Some("a")), Followed::Nothing));
+    }
+
+    #[test]
+    fn only_equals_wait_for_each_other() {
+        assert_ne!(lease_name("a", Priority::Interactive), lease_name("a", Priority::Batch));
+    }
+}

@@ -1,0 +1,35 @@
+//! The dispatcher: takes messages at the doors, decides, and puts jobs into lanes. It knows no model, token or tensor.
+//!
+//! The walk of one message, a module a step: [`ingress`] takes it, [`classify`] says what it is, [`rules`] and
+//! [`terms`] what is wanted, [`route`] which lane, [`admit`] whether (identity, [`flight`] for the cache, session),
+//! [`forward`] stores the job. [`walk`] is the thread through them. The reply does not come back this way: workers
+//! answer clients themselves. What is answered here is refusals, repeats and cache hits ([`answer`]), and [`control`].
+//! [`fleet`] and [`pace`] hold what is known of the workers; [`run`] starts and stops it all.
+#![forbid(unsafe_code)]
+
+pub mod admit;
+pub mod answer;
+pub mod catalogue;
+pub mod classify;
+pub mod config;
+pub mod control;
+mod error;
+#[cfg(test)]
+mod fixture;
+pub mod fleet;
+pub mod flight;
+pub mod forward;
+pub mod ingress;
+pub mod metrics;
+pub mod pace;
+pub mod room;
+pub mod route;
+pub mod rules;
+mod run;
+pub mod state;
+pub mod terms;
+pub mod walk;
+
+pub use config::Config;
+pub use error::Error;
+pub use run::run;

@@ -1,0 +1,188 @@
+//! Starts a dispatcher, runs it, and stops it in two stages: no more messages, then no more work.
+
+use std::sync::{Arc, OnceLock, RwLock};
+use std::time::{Duration, Instant};
+
+use protocol::request::Priority;
+use protocol::{stream, subject};
+use runtime::cache::Responses;
+use runtime::config::Common;
+use runtime::health::{self, Health};
+use runtime::records;
+use runtime::sessions::{Rebuilt, Sessions};
+use runtime::telemetry::Metrics;
+use runtime::{Bus, bus, clock};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::Error;
+use crate::catalogue::Catalogue;
+use crate::config::Checked;
+use crate::fleet::{self, Fleet};
+use crate::ingress;
+use crate::metrics;
+use crate::pace::Pace;
+use crate::room::{self, Room};
+use crate::state::Dispatcher;
+
+/// Pause between two tries at what NATS does not answer at start.
+const RETRY_MOST: Duration = Duration::from_secs(2);
+/// How often Redis is asked whether it still holds the sessions.
+const SESSIONS_LOOK: Duration = Duration::from_secs(1);
+/// How long the last frames may take to leave.
+const FLUSH: Duration = Duration::from_secs(2);
+
+/// Runs until `stop`, then drains. `Err` where the process cannot work.
+pub async fn run(config: Checked, shown: Metrics, stop: CancellationToken) -> Result<(), Error> {
+    metrics::describe();
+    let open: Arc<OnceLock<Bus>> = Arc::default();
+    // Health outlives the stop: it says that the process drains.
+    let health_stop = CancellationToken::new();
+    let _health = health_stop.clone().drop_guard();
+    if let Some(listen) = config.common.telemetry.listen {
+        let ready = readiness(Arc::clone(&open), stop.clone());
+        health::serve(listen, Health { ready: Arc::new(ready), metrics: shown }, health_stop).await?;
+    }
+    let bus = tokio::select! {
+        bus = bus::connect(&config.common.nats, ingress::service::NAME) => bus?,
+        () = stop.cancelled() => return Ok(()),
+    };
+    tokio::select! {
+        prepared = prepare(&bus, &config.common, &config.catalogue) => prepared?,
+        () = stop.cancelled() => return Ok(()),
+    }
+    let dispatcher = Arc::new(assemble(bus.clone(), config).await?);
+    let mut parts = start(&dispatcher, &stop);
+    let tasks = TaskTracker::new();
+    let doors = ingress::infer::open(&dispatcher, &tasks, &stop).await?;
+    parts.spawn(part("the interactive doors", doors));
+    parts.spawn(part("the durable door", ingress::submit::pull(Arc::clone(&dispatcher), tasks.clone(), stop.clone())));
+    let _ = open.set(bus);
+    tracing::info!(models = dispatcher.catalogue.iter().count(), "ready");
+    // The parts end with the stop too: that is no failure of theirs.
+    let ended = tokio::select! {
+        biased;
+        () = stop.cancelled() => Ok(()),
+        Some(ended) = parts.join_next() => Err(ended.unwrap_or(Error::Ended("a part that panicked"))),
+    };
+    stop.cancel();
+    drain(&dispatcher, &tasks, parts).await;
+    ended
+}
+
+/// Ready is: the doors are open, NATS is there, and nobody wants us to stop.
+fn readiness(open: Arc<OnceLock<Bus>>, stop: CancellationToken) -> impl Fn() -> Result<(), String> {
+    move || match open.get() {
+        _ if stop.is_cancelled() => Err("stopping".to_owned()),
+        None => Err("starting".to_owned()),
+        Some(bus) if bus.connected() => Ok(()),
+        Some(_) => Err("NATS is away".to_owned()),
+    }
+}
+
+/// Streams and the consumers of every lane of the catalogue: a lane without one would lose nothing, and move nothing.
+async fn prepare(bus: &Bus, common: &Common, catalogue: &Catalogue) -> Result<(), Error> {
+    let mut attempt = 0;
+    loop {
+        match prepare_once(bus, common, catalogue).await {
+            Err(Error::Runtime(error @ (runtime::Error::Nats(_) | runtime::Error::Unknown(_)))) => {
+                tracing::warn!(%error, "NATS does not answer yet; trying again");
+                tokio::time::sleep(clock::backoff(attempt, Duration::from_millis(100), RETRY_MOST)).await;
+                attempt += 1;
+            }
+            done => return done,
+        }
+    }
+}
+
+async fn prepare_once(bus: &Bus, common: &Common, catalogue: &Catalogue) -> Result<(), Error> {
+    bus.check_version().await?;
+    bus::apply_streams(bus, &common.streams.limits()).await?;
+    let lanes = catalogue
+        .iter()
+        .flat_map(|model| Priority::ALL.map(|priority| stream::lane_consumer(model.modality, &model.name, priority)));
+    for consumer in lanes.chain([stream::ingress_consumer()]) {
+        bus::apply_consumer(bus, &consumer).await?;
+    }
+    // A stream over a door would send its PubAck to the client's inbox as the first answer.
+    if let Ok(stream) = bus.js.stream_by_subject(subject::INFER).await {
+        return Err(Error::Captured { stream, subject: subject::INFER });
+    }
+    Ok(())
+}
+
+async fn assemble(bus: Bus, config: Checked) -> Result<Dispatcher, Error> {
+    let Checked { common, options, catalogue, rules } = config;
+    let pace = Arc::new(Pace::default());
+    let observed = Arc::clone(&pace);
+    Ok(Dispatcher {
+        sessions: Sessions::new(&common.redis)?,
+        responses: Responses::new(&common.redis)?,
+        done: records::watch_done_with(&bus, move |record| observed.observe(record)).await?,
+        catalogue,
+        rules,
+        fleet: Arc::new(RwLock::new(Fleet::new(Instant::now()))),
+        pace,
+        room: Arc::new(Room::default()),
+        waiting: Arc::new(Semaphore::new(options.waiting_max)),
+        lane_jobs_max: common.streams.lane_jobs_max,
+        options,
+        leases: TaskTracker::new(),
+        stopping: CancellationToken::new(),
+        bus,
+    })
+}
+
+/// The parts that live as long as the process: should one end, the process does.
+fn start(dispatcher: &Arc<Dispatcher>, stop: &CancellationToken) -> JoinSet<Error> {
+    let mut parts = JoinSet::new();
+    let bus = || dispatcher.bus.clone();
+    parts.spawn(part("the fleet view", fleet::watch(bus(), Arc::clone(&dispatcher.fleet), stop.clone())));
+    parts.spawn(part("the watch of results", room::watch(bus(), Arc::clone(&dispatcher.room), stop.clone())));
+    parts.spawn(part("the keeper of sessions", keep_sessions(bus(), dispatcher.sessions.clone(), stop.clone())));
+    parts
+}
+
+async fn part(name: &'static str, work: impl Future<Output = Result<(), Error>>) -> Error {
+    work.await.err().unwrap_or(Error::Ended(name))
+}
+
+/// Fills Redis from RESULTS whenever it does not hold the sessions: at start, and after it lost its memory.
+async fn keep_sessions(bus: Bus, sessions: Sessions, stop: CancellationToken) -> Result<(), Error> {
+    loop {
+        match sessions.held().await {
+            Ok(true) => {}
+            Ok(false) => match sessions.rebuild(&bus).await {
+                Ok(Rebuilt::Applied(_) | Rebuilt::Held | Rebuilt::Elsewhere) => {}
+                Err(error) => tracing::warn!(%error, "sessions could not be rebuilt; trying again"),
+            },
+            Err(error) => tracing::debug!(%error, "Redis does not say whether it holds the sessions"),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(SESSIONS_LOOK) => {}
+        }
+    }
+}
+
+/// What is in is finished; who waits for others is told to come back; then the process may go.
+async fn drain(dispatcher: &Dispatcher, tasks: &TaskTracker, mut parts: JoinSet<Error>) {
+    dispatcher.stopping.cancel();
+    tasks.close();
+    dispatcher.leases.close();
+    let patience = Duration::from_millis(dispatcher.options.drain_ms);
+    let finished = async {
+        while parts.join_next().await.is_some() {}
+        tasks.wait().await;
+        dispatcher.leases.wait().await;
+    };
+    if tokio::time::timeout(patience, finished).await.is_err() {
+        tracing::warn!(left = tasks.len(), "not everything was finished in time");
+    }
+    if tokio::time::timeout(FLUSH, dispatcher.bus.client.flush()).await.is_err() {
+        tracing::warn!("the last frames may not have left");
+    }
+    tracing::info!("stopped");
+}
