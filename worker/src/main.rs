@@ -1,0 +1,170 @@
+//! A worker of a fleet: pulls jobs, answers clients.
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
+
+use anyhow::Context;
+use clap::Parser;
+use runtime::health::Health;
+use runtime::telemetry::Metrics;
+use runtime::{bus, cache, config, health, sessions, telemetry};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use worker::company::Company;
+use worker::{Config, Worker, metrics, native, run, worker as parts};
+
+/// Runs models for a fleet: pulls jobs from NATS, streams answers to clients, stores results.
+///
+/// Settings come from the configuration, then from the environment (FLOTILLA_WORKER__SLOTS=8 sets `slots` of
+/// `[worker]`), then from these flags.
+#[derive(Parser)]
+#[command(
+    version,
+    after_help = "Examples:\n  worker --config flotilla.toml\n  \
+    FLOTILLA_NATS=nats://10.0.0.1:4222 FLOTILLA_REDIS=redis://10.0.0.1:6379 worker --models /srv/models"
+)]
+struct Arguments {
+    /// The fleet's flotilla.toml; built-in defaults without it.
+    #[arg(long, env = "FLOTILLA_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Folder of the model files.
+    #[arg(long, env = "FLOTILLA_MODELS", value_name = "DIR")]
+    models: Option<PathBuf>,
+}
+
+/// The configuration cannot be used; as in sysexits.h.
+const EXIT_USAGE: u8 = 64;
+/// Something failed.
+const EXIT_FAILURE: u8 = 1;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let config = match configure(arguments) {
+        Ok(config) => config,
+        Err(faults) => {
+            eprintln!("the configuration cannot be used:\n{faults}");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    match start(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            match tracing::dispatcher::has_been_set() {
+                true => tracing::error!("{error:#}"),
+                false => eprintln!("worker: {error:#}"),
+            }
+            ExitCode::from(EXIT_FAILURE)
+        }
+    }
+}
+
+fn configure(arguments: Arguments) -> Result<Config, config::Faults> {
+    let mut config: Config = config::load(arguments.config.as_deref(), std::env::vars())?;
+    if let Some(models) = arguments.models {
+        config.worker.models_dir = models;
+    }
+    config.check()?;
+    Ok(config)
+}
+
+fn start(config: Config) -> anyhow::Result<()> {
+    let guard = telemetry::init(&config.common.telemetry)?;
+    metrics::describe();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("tokio")?;
+    let result = runtime.block_on(work(config, guard.metrics()));
+    // A walk that hangs on a dead server must not keep the process.
+    runtime.shutdown_background();
+    result
+}
+
+async fn work(config: Config, measured: Metrics) -> anyhow::Result<()> {
+    let stop = stop_on_signals()?;
+    let started = Started::default();
+    let over = CancellationToken::new();
+    let _over = over.clone().drop_guard();
+    if let Some(listen) = config.common.telemetry.listen {
+        let (stopping, started) = (stop.clone(), started.clone());
+        let ready = Arc::new(move || started.ready(&stopping));
+        health::serve(listen, Health { ready, metrics: measured }, over).await?;
+    }
+    let Some(worker) = assemble(&config, &stop).await? else { return Ok(()) };
+    let worker = Arc::new(worker);
+    let _ = started.worker.set(Arc::clone(&worker));
+    let result = run::run(Arc::clone(&worker), config.drain(), stop).await;
+    if result.is_ok() {
+        worker.models.iter().for_each(|model| model.engine.stop());
+    }
+    Ok(result?)
+}
+
+/// Loads the models while the connection is made; `None` when told to stop before both are there.
+async fn assemble(config: &Config, stop: &CancellationToken) -> anyhow::Result<Option<Worker>> {
+    let loading = config.clone();
+    let models = tokio::task::spawn_blocking(move || native::load(&loading));
+    let name = parts::fresh_name();
+    let connected = async {
+        let bus = bus::connect(&config.common.nats, name.as_str()).await?;
+        bus.check_version().await?;
+        anyhow::Ok(bus)
+    };
+    // A model that cannot be loaded is said at once, whether or not NATS is there.
+    let both = async { tokio::try_join!(async { anyhow::Ok(models.await.context("loading")??) }, connected) };
+    let (models, bus) = tokio::select! {
+        both = both => both?,
+        () = stop.cancelled() => return Ok(None),
+    };
+    Ok(Some(Worker {
+        name,
+        bus,
+        sessions: sessions::Sessions::new(&config.common.redis)?,
+        responses: cache::Responses::new(&config.common.redis)?,
+        device: native::device(config.worker.device).to_owned(),
+        models,
+        slots: config.worker.slots.get() as usize,
+        rank: config.rank(),
+        hand: Arc::default(),
+        company: Company::default(),
+        stalled: false.into(),
+        quit: CancellationToken::new(),
+    }))
+}
+
+/// What `/readyz` asks.
+#[derive(Clone, Default)]
+struct Started {
+    worker: Arc<OnceLock<Arc<Worker>>>,
+}
+
+impl Started {
+    fn ready(&self, stopping: &CancellationToken) -> Result<(), String> {
+        if stopping.is_cancelled() {
+            return Err("stopping".to_owned());
+        }
+        match self.worker.get() {
+            None => Err("starting".to_owned()),
+            Some(worker) if !worker.bus.connected() => Err("no connection to NATS".to_owned()),
+            Some(worker) if worker.stalled.load(Ordering::Relaxed) => Err("an engine makes no steps".to_owned()),
+            Some(_) => Ok(()),
+        }
+    }
+}
+
+/// The first signal asks for a kind stop, the second ends the process.
+fn stop_on_signals() -> anyhow::Result<CancellationToken> {
+    let stop = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
+    let asked = stop.clone();
+    tokio::spawn(async move {
+        let mut signalled = async || tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} };
+        signalled().await;
+        asked.cancel();
+        signalled().await;
+        eprintln!("worker: stopped at once; what was in hand goes to others");
+        std::process::exit(i32::from(EXIT_FAILURE));
+    });
+    Ok(stop)
+}

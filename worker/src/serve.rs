@@ -1,0 +1,255 @@
+//! The walk of one delivery: admit, engine, reply, settle. One task a delivery, which nothing else waits for.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use protocol::answer::{Answer, CacheOutcome, Finish, Output, Usage};
+use protocol::job::Job;
+use protocol::{ErrorCode, Refusal};
+use runtime::clock;
+use runtime::telemetry::Trace;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tracing::Instrument;
+
+use crate::admit::{Admission, admit};
+use crate::company::Seat;
+use crate::delivery::{Delivery, Hand, Phase};
+use crate::metrics;
+use crate::model::{Cancel, End, Event, Model, Work};
+use crate::outcome::{Attempt, Case, Ending, Outcome, Why, late, outcome};
+use crate::reply::{Pace, Reply};
+use crate::settle;
+use crate::worker::Worker;
+
+/// Takes a delivery from here to its end.
+pub async fn serve(worker: Arc<Worker>, delivery: Arc<Delivery>) {
+    let _in_hand = InHand { hand: Arc::clone(&worker.hand), delivery: Arc::clone(&delivery) };
+    let span = span(&delivery);
+    walk(&worker, &delivery).instrument(span).await;
+}
+
+/// Gives a delivery back unseen: the worker stops.
+pub async fn decline(worker: Arc<Worker>, delivery: Arc<Delivery>) {
+    let _in_hand = InHand { hand: Arc::clone(&worker.hand), delivery: Arc::clone(&delivery) };
+    let forgiven = match delivery.whose() {
+        Some((tenant, job)) if delivery.info.delivered > 1 => {
+            runtime::records::forgiven(&worker.bus, tenant, job).await.unwrap_or_default()
+        }
+        _ => 0,
+    };
+    let case = Case { delivered: delivery.info.delivered, forgiven, now_ms: 0, deadline_ms: u64::MAX };
+    let back = Outcome::GiveBack { delay: Duration::ZERO, attempt: Attempt::Forgiven };
+    settle::settle(&worker, &delivery, back, &case, None).await;
+}
+
+/// However the walk ends, the delivery is out of hand then.
+struct InHand {
+    hand: Arc<Hand>,
+    delivery: Arc<Delivery>,
+}
+
+impl Drop for InHand {
+    fn drop(&mut self) {
+        self.hand.release(&self.delivery);
+    }
+}
+
+fn span(delivery: &Delivery) -> tracing::Span {
+    let Ok(job) = &delivery.job else { return tracing::info_span!("deliver", sequence = delivery.info.sequence) };
+    let trace = Trace::from_header(job.traceparent.as_deref()).child();
+    tracing::info_span!(
+        "deliver",
+        job = %job.id,
+        tenant = %job.tenant,
+        model = %job.model,
+        attempt = delivery.info.delivered - 1,
+        trace_id = %trace.trace_id(),
+        span_id = %trace.span_id(),
+    )
+}
+
+async fn walk(worker: &Worker, delivery: &Delivery) {
+    delivery.enter(Phase::Admitting);
+    if delivery.info.delivered > 1 {
+        metrics::redelivered();
+    }
+    let attempt = delivery.info.delivered.saturating_sub(1);
+    let mut reply = delivery.job.as_ref().ok().map(|job| Reply::new(&worker.bus, job, attempt));
+    let (admission, mut case) = admit(worker, delivery).instrument(tracing::debug_span!("admit")).await;
+    let ending = match (admission, &delivery.job, &mut reply) {
+        (Admission::Stored(record), ..) => {
+            let rest = settle::finish(worker, delivery, &record, reply);
+            return rest.instrument(tracing::debug_span!("settle")).await;
+        }
+        (Admission::Ends(ending), ..) => ending,
+        (Admission::Compute(work), Ok(job), Some(reply)) => {
+            let compute = async {
+                match seat(worker, delivery, case.attempts(), work.deadline).await {
+                    Ok(_seat) => compute(worker, delivery, job, *work, reply).await,
+                    Err(ending) => ending,
+                }
+            };
+            compute.instrument(tracing::debug_span!("compute")).await
+        }
+        (Admission::Compute(_), ..) => Ending::Exhausted,
+    };
+    case.now_ms = clock::now_ms();
+    let verdict = outcome(ending, &case);
+    tracing::debug!(?case, verdict = verdict.word(), "decided");
+    settle::settle(worker, delivery, verdict, &case, reply).instrument(tracing::debug_span!("settle")).await;
+}
+
+/// A place to compute in, unless the job is over before there is one.
+async fn seat<'a>(
+    worker: &'a Worker,
+    delivery: &Delivery,
+    attempts: u32,
+    deadline: Instant,
+) -> Result<Seat<'a>, Ending> {
+    // Who waits for a place waits for those in the engine, and shows progress as they do.
+    delivery.enter(Phase::Computing);
+    tokio::select! {
+        biased;
+        () = worker.quit.cancelled() => Err(Ending::Untried(Why::Stopping)),
+        () = delivery.cancelled.cancelled() => Err(Ending::Refused(cancelled())),
+        seat = worker.company.seat(attempts) => seat.ok_or(Ending::Untried(Why::Waits)),
+        () = tokio::time::sleep_until(deadline.into()) => Err(Ending::Refused(late())),
+    }
+}
+
+/// Runs the job in the engine and streams what comes.
+async fn compute(worker: &Worker, delivery: &Delivery, job: &Job, work: Work, reply: &mut Reply<'_>) -> Ending {
+    let model = &worker.models[delivery.model];
+    metrics::admitted(&job.model, since(job.accepted_ms));
+    let (events_in, events) = unbounded_channel();
+    let key = work.key;
+    if let Err(refusal) = model.engine.submit(work, events_in) {
+        return Ending::Refused(refusal);
+    }
+    let running = Running { model, key };
+    reply.accepted().await;
+    let end = listen(worker, delivery, &running, Feed { events, ahead: None }, (job, reply)).await;
+    ending(job, end, reply)
+}
+
+/// A job in the engine; taken out when its walk ends before it does.
+struct Running<'a> {
+    model: &'a Model,
+    key: u64,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.model.engine.cancel(self.key, Cancel::Client);
+    }
+}
+
+/// Hears the engine out. Bounded by the engine: whatever is cancelled ends within a step.
+async fn listen(
+    worker: &Worker,
+    delivery: &Delivery,
+    running: &Running<'_>,
+    mut feed: Feed,
+    (job, reply): (&Job, &mut Reply<'_>),
+) -> End {
+    // Told to the engine, not merely asked for: what was asked for before this is told first of all.
+    let (mut cancelled, mut quit) = (false, false);
+    let (mut pace, mut last): (Pace, Option<Instant>) = (Pace::Flowing, None);
+    loop {
+        let event = tokio::select! {
+            biased;
+            () = delivery.cancelled.cancelled(), if !cancelled => {
+                cancelled = true;
+                running.model.engine.cancel(running.key, Cancel::Client);
+                continue;
+            }
+            () = worker.quit.cancelled(), if !quit => {
+                quit = true;
+                running.model.engine.cancel(running.key, Cancel::Stopping);
+                continue;
+            }
+            event = feed.next(pace) => event,
+        };
+        match event {
+            Some(Event::Started) => {}
+            Some(Event::Chunk(text)) => {
+                match last {
+                    None => metrics::first_token(&job.model, since(job.accepted_ms)),
+                    Some(last) => metrics::token(&job.model, last.elapsed()),
+                }
+                last = Some(Instant::now());
+                pace = reply.chunk(text).await;
+            }
+            Some(Event::Ended(end)) => return end,
+            None => return End::Failed("the engine dropped the job".to_owned()),
+        }
+    }
+}
+
+/// The events of a job, with one that was read ahead.
+struct Feed {
+    events: UnboundedReceiver<Event>,
+    ahead: Option<Event>,
+}
+
+impl Feed {
+    /// The next event; while the connection is backed up, all text that is there as one chunk. Loses nothing when
+    /// dropped: it waits before it takes.
+    async fn next(&mut self, pace: Pace) -> Option<Event> {
+        let event = match self.ahead.take() {
+            Some(event) => event,
+            None => self.events.recv().await?,
+        };
+        let mut text = match event {
+            Event::Chunk(text) if pace == Pace::BackedUp => text,
+            event => return Some(event),
+        };
+        while let Ok(event) = self.events.try_recv() {
+            match event {
+                Event::Chunk(more) => text.push_str(&more),
+                other => {
+                    self.ahead = Some(other);
+                    break;
+                }
+            }
+        }
+        Some(Event::Chunk(text))
+    }
+}
+
+/// What the engine's end means for the job.
+fn ending(job: &Job, end: End, reply: &Reply<'_>) -> Ending {
+    match end {
+        End::Done { finish, input_tokens, output_tokens } => {
+            let usage = Usage { input_tokens: input_tokens as u64, output_tokens: output_tokens as u64 };
+            Ending::Answered(answer(job, reply.text(), finish, usage))
+        }
+        End::Cancelled => Ending::Refused(cancelled()),
+        End::Deadline => Ending::Refused(late()),
+        End::Stopped => Ending::Untried(Why::Stopping),
+        End::Failed(why) => {
+            tracing::error!(job = %job.id, why, "the engine failed the job");
+            Ending::Refused(Refusal::new(ErrorCode::Internal, "the engine failed"))
+        }
+    }
+}
+
+fn cancelled() -> Refusal {
+    Refusal::new(ErrorCode::Cancelled, "the job was cancelled")
+}
+
+fn answer(job: &Job, text: &str, finish_reason: Finish, usage: Usage) -> Answer {
+    Answer {
+        job: job.id.clone(),
+        model: job.model.clone(),
+        task: job.task.as_str().to_owned(),
+        output: vec![Output::Text { text: text.to_owned() }],
+        finish_reason,
+        usage,
+        cache: CacheOutcome::Miss,
+    }
+}
+
+fn since(accepted_ms: u64) -> Duration {
+    Duration::from_millis(clock::now_ms().saturating_sub(accepted_ms))
+}

@@ -1,0 +1,48 @@
+//! What every walk of a delivery needs.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use protocol::token::Token;
+use runtime::Bus;
+use runtime::cache::Responses;
+use runtime::sessions::Sessions;
+use tokio_util::sync::CancellationToken;
+
+use crate::company::Company;
+use crate::delivery::Hand;
+use crate::model::Model;
+
+/// A worker's parts; shared by its tasks.
+pub struct Worker {
+    /// Its name, new with every start.
+    pub name: Token,
+    /// The bus.
+    pub bus: Bus,
+    /// Conversations.
+    pub sessions: Sessions,
+    /// The response cache.
+    pub responses: Responses,
+    /// What it computes on.
+    pub device: String,
+    /// What it runs.
+    pub models: Vec<Model>,
+    /// Jobs at once.
+    pub slots: usize,
+    /// Its rank in the queue.
+    pub rank: u8,
+    /// Deliveries in hand.
+    pub hand: Arc<Hand>,
+    /// With whom its jobs compute.
+    pub company: Company,
+    /// An engine makes no steps: nothing more is pulled. Written by the heart, read by the run loop.
+    pub stalled: AtomicBool,
+    /// Second stage of the stop: what computes is given back.
+    pub quit: CancellationToken,
+}
+
+/// A name that no other worker has.
+#[must_use]
+pub fn fresh_name() -> Token {
+    Token::parse("worker", &format!("w{}", uuid::Uuid::now_v7().simple())).expect("hexadecimal digits are a token")
+}
