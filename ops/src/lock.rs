@@ -1,0 +1,120 @@
+//! Locks between `flotilla` commands of one home. The system releases them when their holder ends, however it ends.
+
+use std::fs::{self, File, TryLockError};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+
+use crate::home::Home;
+
+const LOOK: Duration = Duration::from_millis(50);
+/// How often a wait is told.
+const SAY: Duration = Duration::from_secs(5);
+
+/// What is locked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Subject {
+    /// The one fleet of a home: held from the first look at its state until its supervisor ends.
+    Fleet,
+    /// What is fetched into a home.
+    Provision,
+}
+
+impl Subject {
+    fn file(self) -> &'static str {
+        match self {
+            Subject::Fleet => "lock",
+            Subject::Provision => "provision.lock",
+        }
+    }
+}
+
+/// A lock that is held.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    file: File,
+}
+
+impl Lock {
+    /// Takes it, unless another process holds it.
+    pub(crate) fn try_take(home: &Home, subject: Subject) -> Result<Option<Lock>> {
+        let path = home.run().join(subject.file());
+        fs::create_dir_all(home.run()).with_context(|| format!("create {}", home.run().display()))?;
+        let file = File::options().create(true).truncate(false).write(true).open(&path);
+        let file = file.with_context(|| format!("open {}", path.display()))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Lock { file })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("lock {}", path.display())),
+        }
+    }
+
+    /// Takes it as soon as no other process holds it.
+    pub(crate) fn take(home: &Home, subject: Subject, waits_for: &str) -> Result<Lock> {
+        let mut wait = Wait::default();
+        loop {
+            if let Some(lock) = Lock::try_take(home, subject)? {
+                return Ok(lock);
+            }
+            wait.again(waits_for);
+        }
+    }
+
+    /// Takes it if it becomes free within the limit.
+    pub(crate) fn take_within(home: &Home, subject: Subject, limit: Duration) -> Result<Option<Lock>> {
+        let start = Instant::now();
+        loop {
+            let lock = Lock::try_take(home, subject)?;
+            if lock.is_some() || start.elapsed() > limit {
+                return Ok(lock);
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// Hands it to a child, which then holds it for its whole life: a lock belongs to an open file, and a child's
+    /// standard input is one that neither side can lose by accident.
+    pub(crate) fn into_stdin(self) -> Stdio {
+        self.file.into()
+    }
+}
+
+/// A wait for others that is told: at once, at every change of its reason, and now and then.
+#[derive(Debug, Default)]
+pub(crate) struct Wait {
+    said: Option<(String, Instant)>,
+}
+
+impl Wait {
+    /// One more short pause.
+    pub(crate) fn again(&mut self, waits_for: &str) {
+        if !self.said.as_ref().is_some_and(|(reason, at)| reason == waits_for && at.elapsed() < SAY) {
+            eprintln!("  waiting: {waits_for}");
+            self.said = Some((waits_for.to_owned(), Instant::now()));
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn one_holder_at_a_time_and_a_child_keeps_what_it_is_handed() {
+        let dir = std::env::temp_dir().join(format!("flotilla-lock-{}", std::process::id()));
+        let home = Home::find(Some(dir.clone()), &dir);
+        let held = |subject| Lock::try_take(&home, subject).unwrap().is_none();
+        let lock = Lock::try_take(&home, Subject::Fleet).unwrap().unwrap();
+        assert!(held(Subject::Fleet));
+        assert!(!held(Subject::Provision), "the two have nothing to do with each other");
+        let mut child = Command::new("sleep").arg("60").stdin(lock.into_stdin()).spawn().unwrap();
+        assert!(held(Subject::Fleet), "the child holds it now");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        Lock::take(&home, Subject::Fleet, "nobody").unwrap();
+        fs::remove_dir_all(&dir).unwrap();
+    }
+}
