@@ -1,0 +1,14 @@
+//! The fleet as its users see it: real servers, real binaries, real messages. A module a promise.
+
+mod cache;
+mod cancel;
+mod doors;
+mod faults;
+mod ids;
+mod load;
+mod outages;
+mod overload;
+mod python;
+mod refuse;
+mod sessions;
+mod view;
