@@ -4,9 +4,9 @@
 use std::time::{Duration, Instant};
 
 use engine::engine::EngineConfig;
+use engine::fixture;
 use engine::load::{Loaded, load_at};
-use engine::plan::{BLOCK_TOKENS, BlockId, Output, Plan, SequenceId, Span};
-use engine::sampler::Sampling;
+use engine::plan::Plan;
 use engine::simd::Level;
 
 /// Long enough to see past the first steps, short enough to wait for.
@@ -16,25 +16,9 @@ const DEPTH: usize = 128;
 const BLOCKS_EACH: usize = 64;
 
 fn span(plan: &mut Plan, sequence: usize, computed: usize, rows: usize) {
-    let (row, table) = (plan.rows(), plan.blocks.len());
-    plan.tokens.extend((0..rows).map(|row| ((computed + row) * 7919 % 40_000 + 100) as u32));
-    plan.positions.extend((computed..computed + rows).map(|position| position as u32));
-    let blocks = (computed + rows).div_ceil(BLOCK_TOKENS);
-    plan.blocks.extend((0..blocks).map(|block| BlockId((sequence * BLOCKS_EACH + block) as u32)));
-    plan.spans.push(Span {
-        sequence: SequenceId(sequence as u64),
-        rows: row..row + rows,
-        computed,
-        blocks: table..plan.blocks.len(),
-    });
-    plan.outputs.push(Output {
-        sequence: SequenceId(sequence as u64),
-        row: plan.rows() - 1,
-        position: (computed + rows) as u32,
-        sampling: Sampling::greedy(),
-        history: 0..0,
-        mask: None,
-    });
+    let token = |position: u32| position * 7919 % 40_000 + 100;
+    let tokens = (0..rows as u32).map(|row| token(computed as u32 + row));
+    fixture::span(plan, sequence, computed, tokens, |block| sequence * BLOCKS_EACH + block);
 }
 
 /// Tokens a second of the best step and of all steps: others use this machine too.
@@ -80,7 +64,7 @@ fn main() {
     let threads = variable("FLOTILLA_BENCH_THREADS").and_then(|n| n.parse().ok()).unwrap_or(2);
     let config = EngineConfig { threads, kv_tokens: 16 * 1024, step_tokens: 512, sequences_max: 16, queue_max: 1 };
     let start = Instant::now();
-    let mut loaded = load_at(&engine::fixture::smollm2(), &config, level).expect("the fixture loads");
+    let mut loaded = load_at(&fixture::smollm2(), &config, level).expect("the fixture loads");
     println!(
         "{} with {threads} threads; loaded in {:.2?}, {} MiB resident",
         level.name(),

@@ -1,11 +1,13 @@
-//! Models for tests: where the real one is, and a tiny one made from a seed.
+//! For tests and benches: where the real model is, a tiny one made from a seed, and steps to run on either.
 
 use std::path::{Path, PathBuf};
 
 use half::f16;
 
 use crate::gguf::GgufBuilder;
+use crate::plan::{BLOCK_TOKENS, BlockId, Output, Plan, SequenceId, Span, TokenId};
 use crate::quant::Format;
+use crate::sampler::Sampling;
 
 const SMOLLM2: &str = "smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf";
 
@@ -24,6 +26,31 @@ pub fn smollm2() -> PathBuf {
         path.display()
     );
     path
+}
+
+/// Adds a sequence's next tokens to a step, `computed` of them being in the cache, and a greedy output at the last.
+/// `block` names the blocks of the sequence in order.
+pub fn span(
+    plan: &mut Plan,
+    sequence: usize,
+    computed: usize,
+    tokens: impl ExactSizeIterator<Item = TokenId>,
+    block: impl Fn(usize) -> usize,
+) {
+    let (rows, row, table) = (tokens.len(), plan.rows(), plan.blocks.len());
+    let sequence = SequenceId(sequence as u64);
+    plan.tokens.extend(tokens);
+    plan.positions.extend((computed..computed + rows).map(|position| position as u32));
+    plan.blocks.extend((0..(computed + rows).div_ceil(BLOCK_TOKENS)).map(|index| BlockId(block(index) as u32)));
+    plan.spans.push(Span { sequence, rows: row..row + rows, computed, blocks: table..plan.blocks.len() });
+    plan.outputs.push(Output {
+        sequence,
+        row: plan.rows() - 1,
+        position: (computed + rows) as u32,
+        sampling: Sampling::greedy(),
+        history: 0..0,
+        mask: None,
+    });
 }
 
 const LAYERS: u32 = 2;

@@ -4,9 +4,9 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use engine::engine::EngineConfig;
+use engine::fixture;
 use engine::load::load;
-use engine::plan::{BLOCK_TOKENS, BlockId, Output, Plan, SequenceId, Span};
-use engine::sampler::Sampling;
+use engine::plan::Plan;
 
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
 
@@ -34,25 +34,8 @@ static ALLOCATOR: Counting = Counting;
 fn plan(spans: &[(usize, usize)]) -> Plan {
     let mut plan = Plan::default();
     for (index, &(computed, rows)) in spans.iter().enumerate() {
-        let (row, table) = (plan.rows(), plan.blocks.len());
-        plan.tokens.extend((0..rows as u32).map(|row| row * 97 + 11));
-        plan.positions.extend((computed..computed + rows).map(|position| position as u32));
-        let blocks = (computed + rows).div_ceil(BLOCK_TOKENS);
-        plan.blocks.extend((0..blocks).map(|block| BlockId((index * 8 + block) as u32)));
-        plan.spans.push(Span {
-            sequence: SequenceId(index as u64),
-            rows: row..row + rows,
-            computed,
-            blocks: table..plan.blocks.len(),
-        });
-        plan.outputs.push(Output {
-            sequence: SequenceId(index as u64),
-            row: plan.rows() - 1,
-            position: (computed + rows) as u32,
-            sampling: Sampling::greedy(),
-            history: 0..0,
-            mask: None,
-        });
+        let tokens = (0..rows as u32).map(|row| row * 97 + 11);
+        fixture::span(&mut plan, index, computed, tokens, |block| index * 8 + block);
     }
     plan
 }
@@ -60,7 +43,7 @@ fn plan(spans: &[(usize, usize)]) -> Plan {
 #[test]
 fn a_step_allocates_nothing() {
     let config = EngineConfig { threads: 2, kv_tokens: 1024, step_tokens: 128, sequences_max: 8, queue_max: 1 };
-    let mut model = load(&engine::fixture::smollm2(), &config).expect("the fixture loads").model;
+    let mut model = load(&fixture::smollm2(), &config).expect("the fixture loads").model;
     let plans = [plan(&[(0, 40), (0, 9)]), plan(&[(40, 1), (9, 30), (0, 70)]), plan(&[(41, 1), (39, 1), (70, 1)])];
     let mut sampled = Vec::with_capacity(8);
     let mut step = |plan: &Plan| {

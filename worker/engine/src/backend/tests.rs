@@ -7,9 +7,9 @@ use proptest::test_runner::{Config, TestRunner};
 use super::cpu::Cpu;
 use super::scalar::Scalar;
 use super::{Backend, Epilogue, KvShape, Matrix, StepLimits};
-use crate::plan::{BLOCK_TOKENS, BlockId, Output, Plan, SequenceId, Span};
+use crate::fixture;
+use crate::plan::{BlockId, Plan};
 use crate::quant::Format;
-use crate::sampler::Sampling;
 use crate::simd::Level;
 
 const LIMITS: StepLimits = StepLimits { rows: 128, outputs: 16, blocks: 256 };
@@ -63,25 +63,8 @@ impl Noise {
 fn plan(spans: &[(usize, usize)], vocabulary: u32) -> Plan {
     let mut plan = Plan::default();
     for (index, &(computed, rows)) in spans.iter().enumerate() {
-        let (row, table) = (plan.rows(), plan.blocks.len());
-        plan.tokens.extend((0..rows as u32).map(|row| (row * 31 + index as u32 * 7) % vocabulary));
-        plan.positions.extend((computed..computed + rows).map(|position| position as u32));
-        let blocks = (computed + rows).div_ceil(BLOCK_TOKENS);
-        plan.blocks.extend((0..blocks).map(|block| BlockId((index * 8 + block * 3 % 8) as u32)));
-        plan.spans.push(Span {
-            sequence: SequenceId(index as u64),
-            rows: row..row + rows,
-            computed,
-            blocks: table..plan.blocks.len(),
-        });
-        plan.outputs.push(Output {
-            sequence: SequenceId(index as u64),
-            row: plan.rows() - 1,
-            position: (computed + rows) as u32,
-            sampling: Sampling::greedy(),
-            history: 0..0,
-            mask: None,
-        });
+        let tokens = (0..rows as u32).map(|row| (row * 31 + index as u32 * 7) % vocabulary);
+        fixture::span(&mut plan, index, computed, tokens, |block| index * 8 + block * 3 % 8);
     }
     plan
 }
