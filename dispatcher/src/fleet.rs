@@ -1,5 +1,6 @@
-//! What the workers say of themselves: which models are live. Pure but for [`watch`].
+//! What the workers say of themselves: which models are live, who comes and goes. Pure but for [`watch`].
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
@@ -8,10 +9,9 @@ use futures::StreamExt;
 use protocol::heartbeat::{EXPIRY, Heartbeat, INTERVAL, State};
 use protocol::job::Job;
 use protocol::token::Token;
-use protocol::{ErrorCode, Refusal, subject};
+use protocol::{ErrorCode, Refusal, WIRE_VERSION, subject};
 use runtime::Bus;
 use tokio::time::MissedTickBehavior;
-use tokio_util::sync::CancellationToken;
 
 use crate::Error;
 use crate::ingress::Door;
@@ -47,6 +47,15 @@ struct Seen {
     at: Instant,
 }
 
+/// What people want to know of a heartbeat.
+#[derive(Clone, Debug, PartialEq)]
+pub enum News {
+    /// A worker is heard for the first time.
+    Joined(Heartbeat),
+    /// A worker said that it goes.
+    Gone(Token),
+}
+
 impl Fleet {
     /// Nobody has said anything yet.
     #[must_use]
@@ -54,17 +63,18 @@ impl Fleet {
         Self { workers: HashMap::new(), listening_since: now }
     }
 
-    /// Takes a heartbeat.
-    pub fn observe(&mut self, heartbeat: Heartbeat, now: Instant) {
+    /// Takes a heartbeat; what is new by it.
+    pub fn observe(&mut self, heartbeat: Heartbeat, now: Instant) -> Option<News> {
         if heartbeat.state == State::Gone {
-            self.workers.remove(&heartbeat.worker);
-            return;
+            return self.workers.remove_entry(&heartbeat.worker).map(|(worker, _)| News::Gone(worker));
         }
-        if self.workers.len() >= WORKERS_MAX && !self.workers.contains_key(&heartbeat.worker) {
-            return;
+        let known = self.workers.contains_key(&heartbeat.worker);
+        if self.workers.len() >= WORKERS_MAX && !known {
+            return None;
         }
-        let models = heartbeat.models.into_iter().map(|model| model.name).collect();
-        self.workers.insert(heartbeat.worker, Seen { models, state: heartbeat.state, at: now });
+        let models = heartbeat.models.iter().map(|model| model.name.clone()).collect();
+        self.workers.insert(heartbeat.worker.clone(), Seen { models, state: heartbeat.state, at: now });
+        (!known).then_some(News::Joined(heartbeat))
     }
 
     /// Nothing could be heard until now: silence before it proves nothing.
@@ -72,9 +82,10 @@ impl Fleet {
         self.listening_since = now;
     }
 
-    /// Forgets who is silent.
-    pub fn expire(&mut self, now: Instant) {
-        self.workers.retain(|_, seen| now.saturating_duration_since(seen.at) < EXPIRY);
+    /// Forgets who is silent, and names them.
+    pub fn expire(&mut self, now: Instant) -> Vec<Token> {
+        let silent = |seen: &mut Seen| now.saturating_duration_since(seen.at) >= EXPIRY;
+        self.workers.extract_if(|_, seen| silent(seen)).map(|(worker, _)| worker).collect()
     }
 
     /// How many take jobs.
@@ -99,8 +110,8 @@ impl Fleet {
 /// The fleet as [`watch`] writes and route reads it.
 pub type View = Arc<RwLock<Fleet>>;
 
-/// Keeps the view up to date until `stop`.
-pub async fn watch(bus: Bus, view: View, stop: CancellationToken) -> Result<(), Error> {
+/// Keeps the view up to date.
+pub async fn watch(bus: Bus, view: View) -> Result<(), Error> {
     let mut heartbeats =
         bus.client.subscribe(subject::HEARTBEAT_ALL).await.map_err(|error| Error::Nats(error.to_string()))?;
     let mut tick = tokio::time::interval(INTERVAL / 2);
@@ -108,25 +119,63 @@ pub async fn watch(bus: Bus, view: View, stop: CancellationToken) -> Result<(), 
     view.write().expect("no holder panics").deaf(Instant::now());
     loop {
         tokio::select! {
-            () = stop.cancelled() => return Ok(()),
             message = heartbeats.next() => {
                 let Some(message) = message else {
                     return Err(Error::Nats("the heartbeats' subscription ended".to_owned()));
                 };
                 match Heartbeat::decode(&message.payload) {
-                    Ok(heartbeat) => view.write().expect("no holder panics").observe(heartbeat, Instant::now()),
+                    Ok(heartbeat) => {
+                        let news = view.write().expect("no holder panics").observe(heartbeat, Instant::now());
+                        news.iter().for_each(tell);
+                    }
                     Err(refusal) => tracing::debug!(error = %refusal, "a heartbeat cannot be read"),
                 }
             }
             _ = tick.tick() => {
                 let mut fleet = view.write().expect("no holder panics");
-                if !bus.connected() {
+                let connected = bus.connected();
+                if !connected {
                     fleet.deaf(Instant::now());
                 }
-                fleet.expire(Instant::now());
+                let silent = fleet.expire(Instant::now());
                 metrics::workers(fleet.ready());
+                // Without a connection it is we who hear nothing.
+                if connected {
+                    silent.iter().for_each(|worker| tracing::warn!(%worker, "a worker is silent and counts as gone"));
+                }
             }
         }
+    }
+}
+
+fn tell(news: &News) {
+    match news {
+        News::Gone(worker) => tracing::info!(%worker, "a worker goes"),
+        News::Joined(beat) => {
+            let Heartbeat { worker, device, release, .. } = beat;
+            let models: Vec<&str> = beat.models.iter().map(|model| model.name.as_str()).collect();
+            tracing::info!(%worker, device, models = models.join(", "), release, "a worker joins");
+            if let Some(concern) = concern(beat) {
+                tracing::warn!(%worker, release, ours = runtime::RELEASE.as_str(), "{concern}");
+            }
+        }
+    }
+}
+
+/// What there is to say of a worker of another build.
+fn concern(beat: &Heartbeat) -> Option<&'static str> {
+    match beat.version.cmp(&WIRE_VERSION) {
+        Ordering::Less => Some(
+            "the worker reads older jobs than this dispatcher writes: it gives them back, and they wait for a worker that \
+             knows them; upgrade it",
+        ),
+        Ordering::Greater => Some(
+            "the worker is newer than this dispatcher and reads its jobs too: upgrade the dispatcher after the workers",
+        ),
+        Ordering::Equal if beat.release != *runtime::RELEASE => {
+            Some("a worker of another release: fine while upgrading; one release everywhere is what was tested")
+        }
+        Ordering::Equal => None,
     }
 }
 
@@ -150,8 +199,9 @@ mod tests {
 
     fn heartbeat(worker: &str, state: State) -> Heartbeat {
         Heartbeat {
-            version: 1,
+            version: WIRE_VERSION,
             worker: Token::parse("worker", worker).unwrap(),
+            release: runtime::RELEASE.clone(),
             device: "cpu".into(),
             models: vec![Loaded { name: "m".into(), digest: String::new(), precision: "q4_1".into(), context: 1 }],
             state,
@@ -182,5 +232,30 @@ mod tests {
         assert_eq!(fleet.workers("m", later), Workers::Live, "nothing could be heard");
         fleet.expire(later + EXPIRY);
         assert_eq!(fleet.ready(), 0);
+    }
+
+    #[test]
+    fn who_comes_and_goes_is_news_once() {
+        let start = Instant::now();
+        let mut fleet = Fleet::new(start);
+        let a = heartbeat("a", State::Ready);
+        assert_eq!(fleet.observe(a.clone(), start), Some(News::Joined(a.clone())));
+        assert_eq!(fleet.observe(heartbeat("a", State::Draining), start), None);
+        assert_eq!(fleet.expire(start), []);
+        assert_eq!(fleet.observe(heartbeat("a", State::Gone), start), Some(News::Gone(a.worker.clone())));
+        assert_eq!(fleet.observe(heartbeat("a", State::Gone), start), None);
+        fleet.observe(a.clone(), start);
+        assert_eq!(fleet.expire(start + EXPIRY), [a.worker]);
+    }
+
+    #[test]
+    fn workers_of_another_build_are_a_concern() {
+        let ours = heartbeat("a", State::Ready);
+        assert_eq!(concern(&ours), None);
+        let other = Heartbeat { release: String::new(), ..ours.clone() };
+        assert!(concern(&other).unwrap().contains("fine while upgrading"));
+        let older = Heartbeat { version: WIRE_VERSION - 1, ..ours.clone() };
+        assert!(concern(&older).unwrap().contains("wait for a worker"));
+        assert!(concern(&Heartbeat { version: WIRE_VERSION + 1, ..ours }).is_some());
     }
 }

@@ -27,6 +27,7 @@ pub mod route;
 pub mod rules;
 mod run;
 pub mod state;
+pub mod streams;
 pub mod terms;
 pub mod walk;
 

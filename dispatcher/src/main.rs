@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use dispatcher::Config;
+use runtime::health::{self, Unready};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -17,14 +18,23 @@ const FAULTY: u8 = 64;
 #[derive(Debug, Parser)]
 #[command(
     name = "dispatcher",
-    version,
+    version = runtime::RELEASE.as_str(),
     after_help = "Examples:\n  dispatcher --config flotilla.toml\n  FLOTILLA_NATS__URL=nats://nats:4222 dispatcher\n\n\
                   Every setting of flotilla.toml has a variable: FLOTILLA_SECTION__KEY."
 )]
 struct Args {
     /// Configuration; without one, the defaults and the environment count.
-    #[arg(long, short, env = "FLOTILLA_CONFIG", value_name = "FILE")]
+    #[arg(long, short, env = "FLOTILLA_CONFIG", value_name = "FILE", global = true)]
     config: Option<PathBuf>,
+    /// What to do; runs the dispatcher without.
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Asks the dispatcher of this configuration whether it is ready: exit code 0 if so, else 1.
+    Healthcheck,
 }
 
 fn main() -> ExitCode {
@@ -39,11 +49,27 @@ fn main() -> ExitCode {
             return ExitCode::from(FAULTY);
         }
     };
+    if let Some(Command::Healthcheck) = args.command {
+        return healthcheck(&config);
+    }
     match run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error:#}");
             ExitCode::FAILURE
+        }
+    }
+}
+
+fn healthcheck(config: &dispatcher::config::Checked) -> ExitCode {
+    match health::check(&config.common.telemetry) {
+        Ok(said) => {
+            println!("{said}");
+            ExitCode::SUCCESS
+        }
+        Err(unready) => {
+            println!("{unready}");
+            if matches!(unready, Unready::Unserved) { ExitCode::from(FAULTY) } else { ExitCode::FAILURE }
         }
     }
 }

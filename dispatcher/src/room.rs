@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use protocol::{ErrorCode, Refusal, stream};
 use runtime::Bus;
-use tokio_util::sync::CancellationToken;
 
 use crate::Error;
 
@@ -40,8 +39,8 @@ impl Room {
     }
 }
 
-/// Looks at the store of results until `stop`.
-pub async fn watch(bus: Bus, room: Arc<Room>, stop: CancellationToken) -> Result<(), Error> {
+/// Looks at the store of results, over and over.
+pub async fn watch(bus: Bus, room: Arc<Room>) -> Result<(), Error> {
     loop {
         match bus.js.get_stream(stream::RESULTS).await {
             Ok(results) => {
@@ -50,10 +49,7 @@ pub async fn watch(bus: Bus, room: Arc<Room>, stop: CancellationToken) -> Result
             }
             Err(error) => tracing::debug!(%error, "the store of results could not be looked at"),
         }
-        tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            () = tokio::time::sleep(LOOK) => {}
-        }
+        tokio::time::sleep(LOOK).await;
     }
 }
 

@@ -3,22 +3,18 @@
 use std::sync::{Arc, OnceLock, RwLock};
 use std::time::{Duration, Instant};
 
-use protocol::request::Priority;
-use protocol::{stream, subject};
 use runtime::cache::Responses;
-use runtime::config::Common;
 use runtime::health::{self, Health};
 use runtime::records;
 use runtime::sessions::{Rebuilt, Sessions};
 use runtime::telemetry::Metrics;
-use runtime::{Bus, bus, clock};
+use runtime::{Bus, bus};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::Error;
-use crate::catalogue::Catalogue;
 use crate::config::Checked;
 use crate::fleet::{self, Fleet};
 use crate::ingress;
@@ -26,9 +22,8 @@ use crate::metrics;
 use crate::pace::Pace;
 use crate::room::{self, Room};
 use crate::state::Dispatcher;
+use crate::streams::Streams;
 
-/// Pause between two tries at what NATS does not answer at start.
-const RETRY_MOST: Duration = Duration::from_secs(2);
 /// How often Redis is asked whether it still holds the sessions.
 const SESSIONS_LOOK: Duration = Duration::from_secs(1);
 /// How long the last frames may take to leave.
@@ -47,14 +42,18 @@ pub async fn run(config: Checked, shown: Metrics, stop: CancellationToken) -> Re
     }
     let bus = tokio::select! {
         bus = bus::connect(&config.common.nats, ingress::service::NAME) => bus?,
-        () = stop.cancelled() => return Ok(()),
+        () = stop.cancelled() => return early(),
     };
-    tokio::select! {
-        prepared = prepare(&bus, &config.common, &config.catalogue) => prepared?,
-        () = stop.cancelled() => return Ok(()),
-    }
-    let dispatcher = Arc::new(assemble(bus.clone(), config).await?);
+    let streams = Streams::new(&config.common.streams, &config.catalogue);
+    let sessions = Sessions::new(&config.common.redis)?;
+    let prepared = tokio::select! {
+        prepared = streams.prepare(&bus, &sessions) => prepared?,
+        () = stop.cancelled() => return early(),
+    };
+    let dispatcher = Arc::new(assemble(bus.clone(), sessions, config).await?);
     let mut parts = start(&dispatcher, &stop);
+    let kept = streams.keep(bus.clone(), dispatcher.sessions.clone(), prepared);
+    parts.spawn(part("the keeper of streams", until(stop.clone(), kept)));
     let tasks = TaskTracker::new();
     let doors = ingress::infer::open(&dispatcher, &tasks, &stop).await?;
     parts.spawn(part("the interactive doors", doors));
@@ -72,6 +71,11 @@ pub async fn run(config: Checked, shown: Metrics, stop: CancellationToken) -> Re
     ended
 }
 
+fn early() -> Result<(), Error> {
+    tracing::info!("stopped before it was ready");
+    Ok(())
+}
+
 /// Ready is: the doors are open, NATS is there, and nobody wants us to stop.
 fn readiness(open: Arc<OnceLock<Bus>>, stop: CancellationToken) -> impl Fn() -> Result<(), String> {
     move || match open.get() {
@@ -82,43 +86,12 @@ fn readiness(open: Arc<OnceLock<Bus>>, stop: CancellationToken) -> impl Fn() -> 
     }
 }
 
-/// Streams and the consumers of every lane of the catalogue: a lane without one would lose nothing, and move nothing.
-async fn prepare(bus: &Bus, common: &Common, catalogue: &Catalogue) -> Result<(), Error> {
-    let mut attempt = 0;
-    loop {
-        match prepare_once(bus, common, catalogue).await {
-            Err(Error::Runtime(error @ (runtime::Error::Nats(_) | runtime::Error::Unknown(_)))) => {
-                tracing::warn!(%error, "NATS does not answer yet; trying again");
-                tokio::time::sleep(clock::backoff(attempt, Duration::from_millis(100), RETRY_MOST)).await;
-                attempt += 1;
-            }
-            done => return done,
-        }
-    }
-}
-
-async fn prepare_once(bus: &Bus, common: &Common, catalogue: &Catalogue) -> Result<(), Error> {
-    bus.check_version().await?;
-    bus::apply_streams(bus, &common.streams.limits()).await?;
-    let lanes = catalogue
-        .iter()
-        .flat_map(|model| Priority::ALL.map(|priority| stream::lane_consumer(model.modality, &model.name, priority)));
-    for consumer in lanes.chain([stream::ingress_consumer()]) {
-        bus::apply_consumer(bus, &consumer).await?;
-    }
-    // A stream over a door would send its PubAck to the client's inbox as the first answer.
-    if let Ok(stream) = bus.js.stream_by_subject(subject::INFER).await {
-        return Err(Error::Captured { stream, subject: subject::INFER });
-    }
-    Ok(())
-}
-
-async fn assemble(bus: Bus, config: Checked) -> Result<Dispatcher, Error> {
+async fn assemble(bus: Bus, sessions: Sessions, config: Checked) -> Result<Dispatcher, Error> {
     let Checked { common, options, catalogue, rules } = config;
     let pace = Arc::new(Pace::default());
     let observed = Arc::clone(&pace);
     Ok(Dispatcher {
-        sessions: Sessions::new(&common.redis)?,
+        sessions,
         responses: Responses::new(&common.redis)?,
         done: records::watch_done_with(&bus, move |record| observed.observe(record)).await?,
         catalogue,
@@ -135,14 +108,24 @@ async fn assemble(bus: Bus, config: Checked) -> Result<Dispatcher, Error> {
     })
 }
 
-/// The parts that live as long as the process: should one end, the process does.
+/// The parts that live as long as the process: should one end, the process does. None of these has anything in hand, so
+/// a stop does not wait for what they ask of servers that may be gone.
 fn start(dispatcher: &Arc<Dispatcher>, stop: &CancellationToken) -> JoinSet<Error> {
     let mut parts = JoinSet::new();
     let bus = || dispatcher.bus.clone();
-    parts.spawn(part("the fleet view", fleet::watch(bus(), Arc::clone(&dispatcher.fleet), stop.clone())));
-    parts.spawn(part("the watch of results", room::watch(bus(), Arc::clone(&dispatcher.room), stop.clone())));
-    parts.spawn(part("the keeper of sessions", keep_sessions(bus(), dispatcher.sessions.clone(), stop.clone())));
+    let view = Arc::clone(&dispatcher.fleet);
+    parts.spawn(part("the fleet view", until(stop.clone(), fleet::watch(bus(), view))));
+    parts.spawn(part("the watch of results", until(stop.clone(), room::watch(bus(), Arc::clone(&dispatcher.room)))));
+    let sessions = keep_sessions(bus(), dispatcher.sessions.clone());
+    parts.spawn(part("the keeper of sessions", until(stop.clone(), sessions)));
     parts
+}
+
+async fn until(stop: CancellationToken, work: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
+    tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        ended = work => ended,
+    }
 }
 
 async fn part(name: &'static str, work: impl Future<Output = Result<(), Error>>) -> Error {
@@ -150,7 +133,7 @@ async fn part(name: &'static str, work: impl Future<Output = Result<(), Error>>)
 }
 
 /// Fills Redis from RESULTS whenever it does not hold the sessions: at start, and after it lost its memory.
-async fn keep_sessions(bus: Bus, sessions: Sessions, stop: CancellationToken) -> Result<(), Error> {
+async fn keep_sessions(bus: Bus, sessions: Sessions) -> Result<(), Error> {
     loop {
         match sessions.held().await {
             Ok(true) => {}
@@ -160,10 +143,7 @@ async fn keep_sessions(bus: Bus, sessions: Sessions, stop: CancellationToken) ->
             },
             Err(error) => tracing::debug!(%error, "Redis does not say whether it holds the sessions"),
         }
-        tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            () = tokio::time::sleep(SESSIONS_LOOK) => {}
-        }
+        tokio::time::sleep(SESSIONS_LOOK).await;
     }
 }
 
@@ -181,8 +161,9 @@ async fn drain(dispatcher: &Dispatcher, tasks: &TaskTracker, mut parts: JoinSet<
     if tokio::time::timeout(patience, finished).await.is_err() {
         tracing::warn!(left = tasks.len(), "not everything was finished in time");
     }
-    if tokio::time::timeout(FLUSH, dispatcher.bus.client.flush()).await.is_err() {
-        tracing::warn!("the last frames may not have left");
+    let bus = &dispatcher.bus;
+    if !bus.connected() || tokio::time::timeout(FLUSH, bus.client.flush()).await.is_err() {
+        tracing::warn!("NATS does not answer: the last frames may not have left");
     }
     tracing::info!("stopped");
 }

@@ -11,9 +11,9 @@ use serde::Serialize;
 use crate::fleet;
 use crate::home::Home;
 use crate::machine::{Machine, disk_free_bytes, gib};
-use crate::provision::{self, Server, model_file, version_in};
+use crate::provision::{self, Server, version_in};
+use crate::shelf::{Shelf, Standing};
 use crate::state::{Phase, State};
-use crate::wheel;
 
 /// Less than this and the streams' caps may not fit.
 const DISK_FREE_MIN: u64 = 8 << 30;
@@ -133,7 +133,7 @@ fn disk(home: &Home) -> Check {
 }
 
 fn server(server: &Server, home: &Home) -> Check {
-    match server.installed(home) {
+    match server.installed(&home.bin()) {
         Some((major, minor)) => ok(server.name, format!("{major}.{minor} in {}", home.bin().display())),
         None => warn(server.name, "not here yet, or too old", "flotilla provision"),
     }
@@ -155,17 +155,18 @@ fn config(patient: &Patient<'_>) -> Check {
 
 fn models(patient: &Patient<'_>) -> Vec<Check> {
     let Ok(config) = &patient.config else { return vec![] };
+    let shelf = Shelf::of(patient.home);
     let check = |model: &runtime::config::ModelEntry| {
-        let file = model_file(patient.home, model);
         let pull = format!("flotilla models pull {}", model.name);
-        match wheel::sha256(&file) {
-            Ok(found) if found == model.sha256 => ok("model", format!("{}, sha256 as pinned", model.name)),
-            Ok(_) => fail(
-                "model",
-                format!("{} differs from its pin", file.display()),
-                format!("rm '{}' && {pull}", file.display()),
-            ),
-            Err(_) => warn("model", format!("{} is not here", model.name), pull),
+        match shelf.examine(model) {
+            Ok(Standing::Pinned) => ok("model", format!("{}, sha256 as pinned", model.name)),
+            Ok(Standing::Other(_)) => {
+                fail("model", format!("{} differs from its pin", shelf.file(model).display()), pull)
+            }
+            Ok(Standing::Absent) => warn("model", format!("{} is not here", model.name), pull),
+            Err(error) => {
+                fail("model", format!("{error:#}"), format!("let this user read {}", shelf.file(model).display()))
+            }
         }
     };
     config.models.iter().map(check).collect()

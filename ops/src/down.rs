@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use nix::sys::signal::Signal;
 
 use crate::home::Home;
-use crate::lock::{Lock, Subject};
+use crate::lock::Lock;
 use crate::state::{Role, State};
 
 /// What a supervisor takes beyond its workers' drain, with room.
@@ -32,7 +32,7 @@ pub(crate) fn down(home: &Home) -> Result<bool> {
         }
     }
     // Whoever has the lock now begins a new fleet: what lies here is his, and he ends leftovers himself.
-    let Some(_lock) = Lock::take_within(home, Subject::Fleet, RELEASE)? else { return Ok(true) };
+    let Some(_lock) = Lock::take_within(&home.lock(), RELEASE)? else { return Ok(true) };
     // Read anew: it may have started children again since.
     let state = State::read(home)?.unwrap_or(state);
     end_leftovers(&state)?;
@@ -77,12 +77,17 @@ mod tests {
     use super::*;
     use crate::process::Identity;
     use crate::state::{Child, Phase};
+    use std::io::Read;
     use std::os::unix::process::CommandExt;
-    use std::process::Command;
+    use std::process::{Command, Stdio};
 
     #[test]
     fn a_leftover_that_ignores_the_first_signal_is_killed_in_the_end() {
-        let mut stubborn = Command::new("sh").args(["-c", "trap '' TERM; sleep 60"]).process_group(0).spawn().unwrap();
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "trap '' TERM; echo; sleep 60"]).process_group(0).stdout(Stdio::piped());
+        let mut stubborn = shell.spawn().unwrap();
+        // It says so when it ignores the signal.
+        stubborn.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         let process = Identity::of(stubborn.id());
         let reaper = std::thread::spawn(move || stubborn.wait());
         let own = Identity::own().unwrap();

@@ -8,6 +8,7 @@ use async_nats::Client;
 use futures::StreamExt;
 use protocol::heartbeat::{EXPIRY, Heartbeat, State};
 use protocol::subject;
+use runtime::bus;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout_at};
 
@@ -16,14 +17,16 @@ const DISPATCHER: &str = "flotilla-dispatcher";
 /// How long a server may take to answer at all.
 const CONNECT: Duration = Duration::from_secs(3);
 
-/// Connects once; no endless tries, since a person waits.
+/// Connects once to any server of `url`, which names one or several with commas between; no endless tries, since a person waits.
 pub(crate) async fn connect(url: &str) -> Result<Client> {
     let options = async_nats::ConnectOptions::new()
         .name("flotilla")
         .connection_timeout(CONNECT)
         .ping_interval(Duration::from_secs(10));
-    options.connect(url).await.with_context(|| {
-        format!("no NATS server answers at {url}: start a fleet with `flotilla up --detach`, or name another server with --nats")
+    let servers = bus::servers(url)?;
+    options.connect(servers.as_slice()).await.with_context(|| {
+        let hosts = bus::hosts(&servers);
+        format!("no NATS server answers at {hosts}: start a fleet with `flotilla up --detach`, or name another server with --nats")
     })
 }
 

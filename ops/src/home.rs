@@ -14,6 +14,7 @@ pub(crate) struct Home {
     pub(crate) dir: PathBuf,
     /// The configuration that every role reads, where there is one.
     pub(crate) config: Option<PathBuf>,
+    models: PathBuf,
 }
 
 impl Home {
@@ -25,12 +26,19 @@ impl Home {
             start.ancestors().find(|dir| dir.join(NAME).is_dir() || is_clone(dir)).unwrap_or(start).to_path_buf();
         let dir = given.unwrap_or_else(|| root.join(NAME));
         let config = Some(root.join("flotilla.toml")).filter(|file| file.is_file());
-        Home { root, dir, config }
+        let models = dir.join("models");
+        Home { root, dir, config, models }
     }
 
     /// With the configuration that the user names, if he names one.
     pub(crate) fn with_config(mut self, given: Option<PathBuf>) -> Home {
         self.config = given.or(self.config);
+        self
+    }
+
+    /// With the models' folder that the user names, if he names one.
+    pub(crate) fn with_models(mut self, given: Option<PathBuf>) -> Home {
+        self.models = given.unwrap_or(self.models);
         self
     }
 
@@ -40,8 +48,8 @@ impl Home {
     }
 
     /// One directory a model.
-    pub(crate) fn models(&self) -> PathBuf {
-        self.dir.join("models")
+    pub(crate) fn models(&self) -> &Path {
+        &self.models
     }
 
     /// One file a process.
@@ -64,9 +72,9 @@ impl Home {
         self.dir.join("run")
     }
 
-    /// Half-done downloads: on the same file system as what they become.
-    pub(crate) fn scratch(&self) -> PathBuf {
-        self.dir.join("tmp")
+    /// The lock of the one fleet: held from the first look at its state until its supervisor ends.
+    pub(crate) fn lock(&self) -> PathBuf {
+        self.run().join("lock")
     }
 }
 
@@ -85,6 +93,8 @@ mod tests {
         let given = Home::find(Some("/elsewhere".into()), &deep);
         assert_eq!(given.log("worker-1"), Path::new("/elsewhere/log/worker-1.log"));
         assert_eq!(given.root, top);
+        assert_eq!(given.models(), Path::new("/elsewhere/models"));
+        assert_eq!(given.with_models(Some("/srv".into())).models(), Path::new("/srv"));
         std::fs::create_dir_all(top.join("a/ops/nats")).unwrap();
         std::fs::write(top.join("a/Cargo.toml"), "").unwrap();
         assert_eq!(Home::find(None, &deep).dir, top.join("a/.flotilla"), "the clone is nearer than the home above it");

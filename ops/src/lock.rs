@@ -1,34 +1,15 @@
 //! Locks between `flotilla` commands of one home. The system releases them when their holder ends, however it ends.
 
 use std::fs::{self, File, TryLockError};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use crate::home::Home;
-
 const LOOK: Duration = Duration::from_millis(50);
 /// How often a wait is told.
 const SAY: Duration = Duration::from_secs(5);
-
-/// What is locked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Subject {
-    /// The one fleet of a home: held from the first look at its state until its supervisor ends.
-    Fleet,
-    /// What is fetched into a home.
-    Provision,
-}
-
-impl Subject {
-    fn file(self) -> &'static str {
-        match self {
-            Subject::Fleet => "lock",
-            Subject::Provision => "provision.lock",
-        }
-    }
-}
 
 /// A lock that is held.
 #[derive(Debug)]
@@ -38,10 +19,10 @@ pub(crate) struct Lock {
 
 impl Lock {
     /// Takes it, unless another process holds it.
-    pub(crate) fn try_take(home: &Home, subject: Subject) -> Result<Option<Lock>> {
-        let path = home.run().join(subject.file());
-        fs::create_dir_all(home.run()).with_context(|| format!("create {}", home.run().display()))?;
-        let file = File::options().create(true).truncate(false).write(true).open(&path);
+    pub(crate) fn try_take(path: &Path) -> Result<Option<Lock>> {
+        let dir = path.parent().expect("a lock lies in a directory");
+        fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+        let file = File::options().create(true).truncate(false).write(true).open(path);
         let file = file.with_context(|| format!("open {}", path.display()))?;
         match file.try_lock() {
             Ok(()) => Ok(Some(Lock { file })),
@@ -51,10 +32,10 @@ impl Lock {
     }
 
     /// Takes it as soon as no other process holds it.
-    pub(crate) fn take(home: &Home, subject: Subject, waits_for: &str) -> Result<Lock> {
+    pub(crate) fn take(path: &Path, waits_for: &str) -> Result<Lock> {
         let mut wait = Wait::default();
         loop {
-            if let Some(lock) = Lock::try_take(home, subject)? {
+            if let Some(lock) = Lock::try_take(path)? {
                 return Ok(lock);
             }
             wait.again(waits_for);
@@ -62,10 +43,10 @@ impl Lock {
     }
 
     /// Takes it if it becomes free within the limit.
-    pub(crate) fn take_within(home: &Home, subject: Subject, limit: Duration) -> Result<Option<Lock>> {
+    pub(crate) fn take_within(path: &Path, limit: Duration) -> Result<Option<Lock>> {
         let start = Instant::now();
         loop {
-            let lock = Lock::try_take(home, subject)?;
+            let lock = Lock::try_take(path)?;
             if lock.is_some() || start.elapsed() > limit {
                 return Ok(lock);
             }
@@ -105,16 +86,16 @@ mod tests {
     #[test]
     fn one_holder_at_a_time_and_a_child_keeps_what_it_is_handed() {
         let dir = std::env::temp_dir().join(format!("flotilla-lock-{}", std::process::id()));
-        let home = Home::find(Some(dir.clone()), &dir);
-        let held = |subject| Lock::try_take(&home, subject).unwrap().is_none();
-        let lock = Lock::try_take(&home, Subject::Fleet).unwrap().unwrap();
-        assert!(held(Subject::Fleet));
-        assert!(!held(Subject::Provision), "the two have nothing to do with each other");
+        let (path, other) = (dir.join("run/lock"), dir.join("run/other"));
+        let held = |path| Lock::try_take(path).unwrap().is_none();
+        let lock = Lock::try_take(&path).unwrap().unwrap();
+        assert!(held(&path));
+        assert!(!held(&other), "the two have nothing to do with each other");
         let mut child = Command::new("sleep").arg("60").stdin(lock.into_stdin()).spawn().unwrap();
-        assert!(held(Subject::Fleet), "the child holds it now");
+        assert!(held(&path), "the child holds it now");
         child.kill().unwrap();
         child.wait().unwrap();
-        Lock::take(&home, Subject::Fleet, "nobody").unwrap();
+        Lock::take(&path, "nobody").unwrap();
         fs::remove_dir_all(&dir).unwrap();
     }
 }

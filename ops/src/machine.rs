@@ -37,7 +37,7 @@ impl Machine {
             os: os_name(&fs::read_to_string("/etc/os-release").unwrap_or_default()),
             arch: std::env::consts::ARCH,
             cores: std::thread::available_parallelism().map_or(1, usize::from),
-            memory_bytes: memory_bytes(),
+            memory_bytes: runtime::memory::allowed_bytes(),
             gpus: gpus(),
             ports_taken: [NATS_PORT, REDIS_PORT].into_iter().filter(|port| port_taken(*port)).collect(),
         }
@@ -71,19 +71,6 @@ pub(crate) fn gib(bytes: u64) -> f64 {
 fn os_name(release: &str) -> String {
     let pretty = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
     pretty.map_or_else(|| std::env::consts::OS.to_owned(), |name| name.trim_matches('"').to_owned())
-}
-
-/// What the container is allowed, else what the machine has.
-fn memory_bytes() -> Option<u64> {
-    let limit = fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|text| text.trim().parse::<u64>().ok());
-    let total = fs::read_to_string("/proc/meminfo").ok().and_then(|text| meminfo_bytes(&text, "MemTotal"));
-    limit.into_iter().chain(total).min()
-}
-
-fn meminfo_bytes(meminfo: &str, key: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
-    let kib: u64 = line.split_ascii_whitespace().next()?.parse().ok()?;
-    kib.checked_mul(1024)
 }
 
 /// From the driver's own files, which are there without any tool; else from `nvidia-smi`.
@@ -137,8 +124,6 @@ mod tests {
             "Debian GNU/Linux 12 (bookworm)"
         );
         assert_eq!(os_name(""), std::env::consts::OS);
-        assert_eq!(meminfo_bytes("MemTotal:       24601888 kB\nMemFree: 1 kB\n", "MemTotal"), Some(24_601_888 * 1024));
-        assert_eq!(meminfo_bytes("", "MemTotal"), None);
         let df = "Filesystem 1024-blocks Used Available Capacity Mounted on\n/dev/vda 100 40 60 40% /\n";
         assert_eq!(df_free_bytes(df), Some(60 * 1024));
     }

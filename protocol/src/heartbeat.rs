@@ -20,6 +20,9 @@ pub struct Heartbeat {
     pub version: u32,
     /// Its name, new with every start.
     pub worker: Token,
+    /// Version of its program, with the revision of its build; empty where it does not say so.
+    #[serde(default)]
+    pub release: String,
     /// `cpu`, or the GPU's name.
     pub device: String,
     /// What it has loaded.

@@ -162,6 +162,9 @@ fn internal_messages() {
     };
     check("job.msgpack", &job.encode());
     assert_eq!(Job::decode(&job.encode()).unwrap(), job);
+    let of = |version| Job { version, ..job.clone() };
+    assert_eq!(Job::decode(&of(WIRE_VERSION - 1).encode()).unwrap(), of(WIRE_VERSION - 1), "older jobs are read");
+    assert!(Job::decode(&of(WIRE_VERSION + 1).encode()).is_err(), "newer ones are for somebody else");
 
     let turn = SessionTurn {
         session: SessionId::parse("anna").unwrap(),
@@ -195,6 +198,7 @@ fn internal_messages() {
     let heartbeat = Heartbeat {
         version: WIRE_VERSION,
         worker: token("w1"),
+        release: "0.1.0 (1a2b3c4)".into(),
         device: "cpu".into(),
         models: vec![Loaded {
             name: "smollm2-135m-instruct".into(),
@@ -209,6 +213,14 @@ fn internal_messages() {
     };
     check("heartbeat.msgpack", &heartbeat.encode());
     assert_eq!(Heartbeat::decode(&heartbeat.encode()).unwrap(), heartbeat);
+}
+
+#[test]
+fn a_heartbeat_of_a_worker_without_a_release_is_read() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden/heartbeat.msgpack");
+    let mut beat: serde_json::Value = rmp_serde::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    beat.as_object_mut().unwrap().remove("release").unwrap();
+    assert_eq!(Heartbeat::decode(&rmp_serde::to_vec_named(&beat).unwrap()).unwrap().release, "");
 }
 
 #[test]

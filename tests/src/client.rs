@@ -254,7 +254,15 @@ impl Client {
     /// # Panics
     /// When nobody listens.
     pub async fn connect(url: &str) -> Client {
-        let nats = async_nats::connect(url).await.expect("a NATS server");
+        Client::connect_any(&[url.to_owned()]).await
+    }
+
+    /// Connects to any of these servers; reconnects by itself.
+    ///
+    /// # Panics
+    /// When nobody listens.
+    pub async fn connect_any(urls: &[String]) -> Client {
+        let nats = async_nats::connect(urls).await.expect("a NATS server");
         Client { js: jetstream::new(nats.clone()), nats }
     }
 
@@ -331,12 +339,19 @@ impl Client {
 
     /// How many messages a stream ever took.
     pub async fn taken(&self, stream: &str) -> u64 {
-        self.state(stream).await["last_seq"].as_u64().unwrap_or_default()
+        let info = self.info(stream).await;
+        // A stream may be born to begin later than at 1.
+        let first = info["config"]["first_seq"].as_u64().unwrap_or(1);
+        info["state"]["last_seq"].as_u64().map_or(0, |last| (last + 1).saturating_sub(first))
     }
 
     async fn state(&self, stream: &str) -> Value {
+        self.info(stream).await["state"].clone()
+    }
+
+    async fn info(&self, stream: &str) -> Value {
         let query = json!({"subjects_filter": ">"}).to_string();
         let reply = self.ask(&Ask::raw(query).at(&format!("$JS.API.STREAM.INFO.{stream}"))).await;
-        reply.value()["state"].clone()
+        reply.value()
     }
 }

@@ -34,11 +34,13 @@ pub struct FleetOptions {
     pub lane_jobs_max: u32,
     /// Seconds for which a stopping worker finishes what it has.
     pub drain_s: u32,
+    /// `relaxed`, or `strict` beside a cluster.
+    pub durability: &'static str,
 }
 
 impl Default for FleetOptions {
     fn default() -> Self {
-        Self { workers: 1, model: Model::Tiny, slots: 32, lane_jobs_max: 1000, drain_s: 25 }
+        Self { workers: 1, model: Model::Tiny, slots: 32, lane_jobs_max: 1000, drain_s: 25, durability: "relaxed" }
     }
 }
 
@@ -78,7 +80,7 @@ impl Fleet {
     #[must_use]
     pub fn beside(nats: NatsServer, redis: RedisServer, options: &FleetOptions) -> Fleet {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let text = configuration(&nats, &redis, options, folder.path());
+        let text = configuration(&nats.url(), &redis, options, folder.path());
         std::fs::write(folder.path().join("flotilla.toml"), text).expect("a temporary file");
         let dispatcher = Role::start("dispatcher", "dispatcher", folder.path());
         Fleet { dispatcher, dispatchers: Vec::new(), workers: Vec::new(), nats, redis, folder, model: options.model }
@@ -161,8 +163,13 @@ impl Fleet {
     }
 }
 
-fn configuration(nats: &NatsServer, redis: &RedisServer, options: &FleetOptions, folder: &Path) -> String {
-    let (nats, redis) = (nats.url(), redis.url());
+/// The configuration of a fleet at this NATS; the files of a tiny model go into `folder`.
+///
+/// # Panics
+/// When they cannot be written.
+#[must_use]
+pub fn configuration(nats: &str, redis: &RedisServer, options: &FleetOptions, folder: &Path) -> String {
+    let redis = redis.url();
     let mut text = String::new();
     let _ = write!(
         text,
@@ -176,6 +183,7 @@ cache = "{redis}"
 log = "json"
 filter = "info"
 [streams]
+durability = "{durability}"
 lane_jobs_max = {lane}
 [worker]
 slots = {slots}
@@ -183,6 +191,7 @@ drain_s = {drain}
 threads = {threads}
 models_dir = "{models}"
 "#,
+        durability = options.durability,
         lane = options.lane_jobs_max,
         slots = options.slots,
         drain = options.drain_s,

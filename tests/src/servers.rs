@@ -16,6 +16,9 @@ const STARTS: usize = 5;
 /// A nats-server with JetStream.
 pub struct NatsServer(Server);
 
+/// Three nats-servers that keep every stream three times.
+pub struct NatsCluster(Vec<Server>);
+
 /// A valkey-server or redis-server that keeps nothing over a restart.
 pub struct RedisServer(Server);
 
@@ -56,6 +59,79 @@ impl NatsServer {
     pub fn start_again(&mut self) {
         self.0.start_again();
     }
+
+    /// Starts it again on the same port with an empty store: its volume was lost.
+    ///
+    /// # Panics
+    /// When the store cannot be removed.
+    pub fn start_empty(&mut self) {
+        self.0.stop();
+        std::fs::remove_dir_all(self.0.folder.path().join("data")).expect("a store that can be removed");
+        self.0.start_again();
+    }
+}
+
+impl NatsCluster {
+    /// Starts all three, without waiting for them to have a leader.
+    ///
+    /// # Panics
+    /// When there is no binary, or they do not start.
+    #[must_use]
+    pub fn start() -> Self {
+        let binary = find(&["nats-server"]);
+        for _ in 0..STARTS {
+            let routes = [free_port(), free_port(), free_port()];
+            let mut servers: Vec<Server> = (0..routes.len()).map(|own| member(&binary, own, &routes)).collect();
+            if servers.iter_mut().all(Server::run) {
+                return Self(servers);
+            }
+        }
+        panic!("three of {} do not start", binary.display());
+    }
+
+    /// Where clients find them: with commas between.
+    #[must_use]
+    pub fn url(&self) -> String {
+        let urls: Vec<String> = self.0.iter().map(|server| format!("nats://{}", server.address())).collect();
+        urls.join(",")
+    }
+
+    /// Kills one by its name, as a crash would. What it stored stays. Its number.
+    ///
+    /// # Panics
+    /// When none has this name.
+    pub fn stop(&mut self, name: &str) -> usize {
+        let number = (0..self.0.len()).find(|&number| member_name(number) == name).expect("a name of the cluster");
+        self.0[number].stop();
+        number
+    }
+
+    /// Starts one again on the same ports, with what it stored.
+    pub fn start_again(&mut self, number: usize) {
+        self.0[number].start_again();
+    }
+}
+
+fn member_name(number: usize) -> String {
+    format!("nats-{number}")
+}
+
+fn member(binary: &Path, own: usize, routes: &[u16]) -> Server {
+    let (folder, port) = (TempDir::new().expect("a folder for the server"), free_port());
+    let urls: Vec<String> = routes.iter().map(|port| format!("\"nats://127.0.0.1:{port}\"")).collect();
+    let text = format!(
+        "server_name: {name}\nlisten: \"127.0.0.1:{port}\"\nmax_payload: 8MB\n\
+         jetstream {{ strict: true, store_dir: \"{data}\" }}\n\
+         cluster {{ name: tests, listen: \"127.0.0.1:{route}\", routes: [{urls}] }}\n",
+        name = member_name(own),
+        data = folder.path().join("data").display(),
+        route = routes[own],
+        urls = urls.join(", "),
+    );
+    let conf = folder.path().join("nats.conf");
+    std::fs::write(&conf, text).expect("a writable folder");
+    let arguments = vec!["-c".to_owned(), self::text(&conf)];
+    Server { binary: binary.to_owned(), arguments, hello: b"", greeting: b"INFO ", port, child: None, folder }
 }
 
 impl RedisServer {

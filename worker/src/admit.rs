@@ -49,11 +49,15 @@ pub async fn admit(worker: &Worker, delivery: &Delivery) -> (Admission, Case) {
 }
 
 async fn look(worker: &Worker, delivery: &Delivery, case: &mut Case) -> Result<Work, Admission> {
-    before(worker, delivery, case).await?;
-    let job = match &delivery.job {
-        Ok(job) => job,
-        Err(unreadable) => return Err(ends(unreadable_ending(&unreadable.refusal))),
-    };
+    let read = delivery.job.as_ref().map_err(|unreadable| unreadable_ending(&unreadable.refusal));
+    // Who cannot read it knows neither its client nor its session, and so may not settle it, whatever the records say.
+    if let Err(newer @ Ending::Refused(_)) = read {
+        forgiven(worker, delivery, case).await?;
+        return Err(ends(newer));
+    }
+    stored(worker, delivery).await?;
+    forgiven(worker, delivery, case).await?;
+    let job = read.map_err(ends)?;
     if case.now_ms >= case.deadline_ms {
         return Err(ends(Ending::Refused(late())));
     }
@@ -65,15 +69,22 @@ async fn look(worker: &Worker, delivery: &Delivery, case: &mut Case) -> Result<W
     work(delivery, job, model, &history).await.map_err(|refusal| ends(Ending::Refused(refusal)))
 }
 
-/// What the records know of the job: its end, and deliveries that do not count.
-async fn before(worker: &Worker, delivery: &Delivery, case: &mut Case) -> Result<(), Admission> {
+/// Whether the job has its end already.
+async fn stored(worker: &Worker, delivery: &Delivery) -> Result<(), Admission> {
     let Some((tenant, job)) = delivery.whose() else { return Ok(()) };
-    let away = |error: runtime::Error| ends(Ending::Refused(error.refusal()));
-    if let Some(record) = records::result(&worker.bus, tenant, job).await.map_err(away)? {
-        return Err(Admission::Stored(Box::new(record)));
+    match records::result(&worker.bus, tenant, job).await {
+        Ok(None) => Ok(()),
+        Ok(Some(record)) => Err(Admission::Stored(Box::new(record))),
+        Err(error) => Err(ends(Ending::Refused(error.refusal()))),
     }
+}
+
+/// Its deliveries that do not count.
+async fn forgiven(worker: &Worker, delivery: &Delivery, case: &mut Case) -> Result<(), Admission> {
+    let Some((tenant, job)) = delivery.whose() else { return Ok(()) };
     if case.delivered > 1 {
-        case.forgiven = records::forgiven(&worker.bus, tenant, job).await.map_err(away)?;
+        let known = records::forgiven(&worker.bus, tenant, job).await;
+        case.forgiven = known.map_err(|error| ends(Ending::Refused(error.refusal())))?;
     }
     Ok(())
 }

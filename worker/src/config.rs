@@ -33,8 +33,9 @@ pub struct Options {
     pub threads: Option<NonZeroUsize>,
     /// Jobs at once.
     pub slots: NonZeroU32,
-    /// Tokens that an engine's cache holds over all its jobs; memory is taken as they are used.
-    pub kv_tokens: usize,
+    /// Tokens that an engine's cache holds over all its jobs; memory is taken as they are used. As many as
+    /// [`crate::memory::fit`] finds room for when absent.
+    pub kv_tokens: Option<usize>,
     /// Most tokens of a step: longer prompts are computed in pieces, so that others stream meanwhile.
     pub step_tokens: usize,
     /// Which workers the queue prefers, least first, 0 to 9: GPU before CPU, near before far. By device when absent.
@@ -51,7 +52,7 @@ impl Default for Options {
             device: Device::Auto,
             threads: None,
             slots: NonZeroU32::new(32).expect("32 is not zero"),
-            kv_tokens: 32 * 1024,
+            kv_tokens: None,
             step_tokens: 512,
             rank: None,
             drain_s: 25,
@@ -87,7 +88,7 @@ impl Config {
         if self.worker.rank.is_some_and(|rank| rank > RANK_MAX) {
             faults.push(format!("worker.rank: must be 0 to {RANK_MAX}"));
         }
-        if self.worker.kv_tokens == 0 || self.worker.step_tokens == 0 {
+        if self.worker.kv_tokens == Some(0) || self.worker.step_tokens == 0 {
             faults.push("worker.kv_tokens and worker.step_tokens: must be greater than 0".to_owned());
         }
         for name in &self.worker.models {
@@ -120,5 +121,41 @@ impl Config {
     #[must_use]
     pub fn drain(&self) -> Duration {
         Duration::from_secs(self.worker.drain_s)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// `flotilla.toml` of the repository, every setting that stands behind a '#' taken out of it.
+    fn shipped() -> Config {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../flotilla.toml");
+        let setting = |line: &str| match line.strip_prefix('#') {
+            Some(rest) if !rest.starts_with(' ') => rest.to_owned(),
+            _ => line.to_owned(),
+        };
+        let text: String = std::fs::read_to_string(path).unwrap().lines().map(|line| setting(line) + "\n").collect();
+        let file = std::env::temp_dir().join(format!("flotilla-worker-{}.toml", std::process::id()));
+        std::fs::write(&file, text).unwrap();
+        let config = runtime::config::load(Some(&file), std::iter::empty());
+        std::fs::remove_file(file).unwrap();
+        config.unwrap_or_else(|faults| panic!("{faults}"))
+    }
+
+    #[test]
+    fn the_shipped_file_says_what_the_defaults_are() {
+        let (found, default) = (shipped().worker, Options::default());
+        assert_eq!((&found.models_dir, found.device), (&default.models_dir, default.device));
+        assert_eq!(
+            (found.slots, found.step_tokens, found.drain_s),
+            (default.slots, default.step_tokens, default.drain_s)
+        );
+        assert_eq!(found.kv_tokens, Some(crate::memory::KV_TOKENS), "absent means as many, or what fits");
+        assert_eq!(found.rank, Some(RANK_CPU));
+        // Examples: their defaults are what the machine has, and what the catalogue has.
+        assert!(found.threads.is_some() && !found.models.is_empty());
     }
 }

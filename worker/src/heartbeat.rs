@@ -93,6 +93,7 @@ pub async fn announce(worker: &Worker, state: State, busy: usize) {
     let beat = Heartbeat {
         version: WIRE_VERSION,
         worker: worker.name.clone(),
+        release: runtime::RELEASE.clone(),
         device: worker.device.clone(),
         models: worker.models.iter().map(|model| model.loaded.clone()).collect(),
         state,

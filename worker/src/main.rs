@@ -4,17 +4,17 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use anyhow::Context;
-use clap::Parser;
-use runtime::health::Health;
+use clap::{Parser, Subcommand};
+use runtime::health::{Health, Unready};
 use runtime::telemetry::Metrics;
 use runtime::{bus, cache, config, health, sessions, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use worker::company::Company;
-use worker::{Config, Worker, metrics, native, run, worker as parts};
+use worker::{Config, Worker, metrics, native, pull, queue, run, worker as parts};
 
 /// Runs models for a fleet: pulls jobs from NATS, streams answers to clients, stores results.
 ///
@@ -22,18 +22,30 @@ use worker::{Config, Worker, metrics, native, run, worker as parts};
 /// `[worker]`), then from these flags.
 #[derive(Parser)]
 #[command(
-    version,
+    version = VERSION.as_str(),
     after_help = "Examples:\n  worker --config flotilla.toml\n  \
     FLOTILLA_NATS=nats://10.0.0.1:4222 FLOTILLA_REDIS=redis://10.0.0.1:6379 worker --models /srv/models"
 )]
 struct Arguments {
     /// The fleet's flotilla.toml; built-in defaults without it.
-    #[arg(long, env = "FLOTILLA_CONFIG", value_name = "FILE")]
+    #[arg(long, env = "FLOTILLA_CONFIG", value_name = "FILE", global = true)]
     config: Option<PathBuf>,
     /// Folder of the model files.
     #[arg(long, env = "FLOTILLA_MODELS", value_name = "DIR")]
     models: Option<PathBuf>,
+    /// What to do; runs the worker without.
+    #[command(subcommand)]
+    command: Option<Command>,
 }
+
+#[derive(Subcommand)]
+enum Command {
+    /// Asks the worker of this configuration whether it is ready: exit code 0 if so, else 1.
+    Healthcheck,
+}
+
+/// Which build this is, and for which devices it computes.
+static VERSION: LazyLock<String> = LazyLock::new(|| format!("{}, kernels: none", *runtime::RELEASE));
 
 /// The configuration cannot be used; as in sysexits.h.
 const EXIT_USAGE: u8 = 64;
@@ -41,7 +53,8 @@ const EXIT_USAGE: u8 = 64;
 const EXIT_FAILURE: u8 = 1;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let mut arguments = Arguments::parse();
+    let command = arguments.command.take();
     let config = match configure(arguments) {
         Ok(config) => config,
         Err(faults) => {
@@ -49,6 +62,9 @@ fn main() -> ExitCode {
             return ExitCode::from(EXIT_USAGE);
         }
     };
+    if let Some(Command::Healthcheck) = command {
+        return healthcheck(&config);
+    }
     match start(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -57,6 +73,19 @@ fn main() -> ExitCode {
                 false => eprintln!("worker: {error:#}"),
             }
             ExitCode::from(EXIT_FAILURE)
+        }
+    }
+}
+
+fn healthcheck(config: &Config) -> ExitCode {
+    match health::check(&config.common.telemetry) {
+        Ok(said) => {
+            println!("{said}");
+            ExitCode::SUCCESS
+        }
+        Err(unready) => {
+            println!("{unready}");
+            ExitCode::from(if matches!(unready, Unready::Unserved) { EXIT_USAGE } else { EXIT_FAILURE })
         }
     }
 }
@@ -90,8 +119,14 @@ async fn work(config: Config, measured: Metrics) -> anyhow::Result<()> {
         let ready = Arc::new(move || started.ready(&stopping));
         health::serve(listen, Health { ready, metrics: measured }, over).await?;
     }
-    let Some(worker) = assemble(&config, &stop).await? else { return Ok(()) };
+    let Some(worker) = assemble(&config, &stop).await? else { return early() };
     let worker = Arc::new(worker);
+    let _ = started.equipped.set(());
+    let sources = pull::sources(&worker.models);
+    tokio::select! {
+        lanes = queue::lanes(&worker.bus, &sources) => lanes?,
+        () = stop.cancelled() => return early(),
+    }
     let _ = started.worker.set(Arc::clone(&worker));
     let result = run::run(Arc::clone(&worker), config.drain(), stop).await;
     if result.is_ok() {
@@ -100,16 +135,17 @@ async fn work(config: Config, measured: Metrics) -> anyhow::Result<()> {
     Ok(result?)
 }
 
+fn early() -> anyhow::Result<()> {
+    tracing::info!("stopped before it was ready");
+    Ok(())
+}
+
 /// Loads the models while the connection is made; `None` when told to stop before both are there.
 async fn assemble(config: &Config, stop: &CancellationToken) -> anyhow::Result<Option<Worker>> {
     let loading = config.clone();
     let models = tokio::task::spawn_blocking(move || native::load(&loading));
     let name = parts::fresh_name();
-    let connected = async {
-        let bus = bus::connect(&config.common.nats, name.as_str()).await?;
-        bus.check_version().await?;
-        anyhow::Ok(bus)
-    };
+    let connected = async { anyhow::Ok(bus::connect(&config.common.nats, name.as_str()).await?) };
     // A model that cannot be loaded is said at once, whether or not NATS is there.
     let both = async { tokio::try_join!(async { anyhow::Ok(models.await.context("loading")??) }, connected) };
     let (models, bus) = tokio::select! {
@@ -128,6 +164,7 @@ async fn assemble(config: &Config, stop: &CancellationToken) -> anyhow::Result<O
         hand: Arc::default(),
         company: Company::default(),
         stalled: false.into(),
+        astray: false.into(),
         quit: CancellationToken::new(),
     }))
 }
@@ -135,6 +172,8 @@ async fn assemble(config: &Config, stop: &CancellationToken) -> anyhow::Result<O
 /// What `/readyz` asks.
 #[derive(Clone, Default)]
 struct Started {
+    /// Models and NATS are there.
+    equipped: Arc<OnceLock<()>>,
     worker: Arc<OnceLock<Arc<Worker>>>,
 }
 
@@ -144,9 +183,11 @@ impl Started {
             return Err("stopping".to_owned());
         }
         match self.worker.get() {
+            None if self.equipped.get().is_some() => Err("waiting for a dispatcher to make the lanes".to_owned()),
             None => Err("starting".to_owned()),
             Some(worker) if !worker.bus.connected() => Err("no connection to NATS".to_owned()),
             Some(worker) if worker.stalled.load(Ordering::Relaxed) => Err("an engine makes no steps".to_owned()),
+            Some(worker) if worker.astray.load(Ordering::Relaxed) => Err("every lane refuses pulls".to_owned()),
             Some(_) => Ok(()),
         }
     }

@@ -1,30 +1,77 @@
 //! The engine crate behind the worker's seam, and the loading of models: the only module that knows the engine's types.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use engine::engine as native;
 use engine::load::Loaded;
+use engine::needs::needs;
 use engine::plan::TokenId;
 use engine::text::{self, Message, Template, Tokenizer};
 use protocol::answer::Finish;
 use protocol::request::Role;
 use protocol::{ErrorCode, Refusal, heartbeat};
 use runtime::config::ModelEntry;
+use runtime::memory::allowed_bytes;
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::config::{Config, Device};
 use crate::error::Error;
+use crate::memory::{self, Fit, Part};
 use crate::model::{Cancel, End, Engine, Event, Life, Model, Prompt, Stats, Work};
 
 /// Where an engine's events go, by job. Written by whoever submits, emptied by the engine's thread.
 type Routes = Arc<Mutex<HashMap<u64, UnboundedSender<Event>>>>;
 
-/// Loads every model that the configuration wants. Takes as long as reading the files.
+/// Loads every model that the configuration wants, with caches that fit into memory. Takes as long as reading the files.
 pub fn load(config: &Config) -> Result<Vec<Model>, Error> {
-    config.wanted().into_iter().map(|entry| load_one(config, entry)).collect()
+    let wanted = config.wanted();
+    let files = wanted.iter().map(|entry| file(config, entry)).collect::<Result<Vec<PathBuf>, Error>>()?;
+    let settings = settings(config);
+    let part = |(entry, path): (&&ModelEntry, &PathBuf)| {
+        let needs = needs(path, &settings)?;
+        Ok(Part { name: entry.name.clone(), needs, context: entry.context as usize })
+    };
+    let parts = wanted.iter().zip(&files).map(part).collect::<Result<Vec<Part>, Error>>()?;
+    let kv_tokens = match memory::fit(&parts, config.worker.kv_tokens, allowed_bytes()).map_err(Error::Setup)? {
+        Fit::Wanted(tokens) => tokens,
+        Fit::Lowered(tokens, why) => {
+            tracing::warn!("{why}");
+            tokens
+        }
+    };
+    let settings = native::EngineConfig { kv_tokens, ..settings };
+    wanted.iter().zip(&files).map(|(entry, path)| load_one(entry, path, settings)).collect()
+}
+
+/// How the engines are to be, but for the size of their caches.
+fn settings(config: &Config) -> native::EngineConfig {
+    let options = &config.worker;
+    let slots = options.slots.get() as usize;
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    native::EngineConfig {
+        threads: options.threads.map_or_else(cores, usize::from),
+        kv_tokens: 0,
+        step_tokens: options.step_tokens,
+        sequences_max: slots,
+        queue_max: slots,
+    }
+}
+
+fn file(config: &Config, entry: &ModelEntry) -> Result<PathBuf, Error> {
+    let path = config.worker.models_dir.join(&entry.name).join(&entry.file);
+    if path.is_file() {
+        return Ok(path);
+    }
+    Err(Error::Setup(format!(
+        "the model file {} is not there: `flotilla models pull {}` fetches it; in a container, run that on the models \
+         volume first and mount it at {}",
+        path.display(),
+        entry.name,
+        config.worker.models_dir.display()
+    )))
 }
 
 /// What the worker computes on, for people.
@@ -35,29 +82,11 @@ pub fn device(device: Device) -> &'static str {
     }
 }
 
-fn load_one(config: &Config, entry: &ModelEntry) -> Result<Model, Error> {
-    let path = config.worker.models_dir.join(&entry.name).join(&entry.file);
-    if !path.is_file() {
-        return Err(Error::Setup(format!(
-            "{} is not there: `flotilla models pull {}` fetches it",
-            path.display(),
-            entry.name
-        )));
-    }
-    let options = &config.worker;
-    let slots = options.slots.get() as usize;
-    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-    let settings = native::EngineConfig {
-        threads: options.threads.map_or_else(cores, usize::from),
-        kv_tokens: options.kv_tokens,
-        step_tokens: options.step_tokens,
-        sequences_max: slots,
-        queue_max: slots,
-    };
+fn load_one(entry: &ModelEntry, path: &Path, settings: native::EngineConfig) -> Result<Model, Error> {
     // Hashed beside the loading: both read the same pages.
     let loaded = std::thread::scope(|scope| {
-        let check = scope.spawn(|| check_digest(&path, entry));
-        let loaded = engine::load::load(&path, &settings)?;
+        let check = scope.spawn(|| check_digest(path, entry));
+        let loaded = engine::load::load(path, &settings)?;
         check.join().unwrap_or_else(|_| Err(Error::Setup("the digest could not be taken".to_owned())))?;
         Ok::<Loaded, Error>(loaded)
     })?;

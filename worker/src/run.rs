@@ -3,7 +3,7 @@
 //! It stops in two stages. First it pulls no more, gives back what it holds and finishes what it computes; when the time
 //! for that is over it takes the rest out of the engines and gives that back too.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -51,7 +51,8 @@ pub async fn run(worker: Arc<Worker>, drain: Duration, stop: CancellationToken) 
         tasks: JoinSet::new(),
         stage: Stage::Working,
         connects: 0,
-        refusals: HashMap::new(),
+        refusals: BTreeMap::new(),
+        said: BTreeMap::new(),
         worker: Arc::clone(&worker),
     };
     tracing::info!(worker = %worker.name, slots = worker.slots, "ready");
@@ -79,6 +80,8 @@ pub async fn run(worker: Arc<Worker>, drain: Duration, stop: CancellationToken) 
         heartbeat::announce(&worker, State::Gone, worker.slots).await;
         let _ = service.stop().await;
         let _ = tokio::time::timeout(QUIT_TIME, bus.client.flush()).await;
+    } else {
+        tracing::warn!("NATS is away: the fleet learns of this stop by silence");
     }
     tracing::info!("stopped");
     Ok(())
@@ -191,8 +194,10 @@ struct Work {
     tasks: JoinSet<()>,
     stage: Stage,
     connects: u64,
-    /// What the server last said of lanes that it refuses.
-    refusals: HashMap<usize, String>,
+    /// What the server says of lanes that it refuses.
+    refusals: BTreeMap<usize, String>,
+    /// What of that stands in the log.
+    said: BTreeMap<usize, String>,
 }
 
 impl Work {
@@ -239,25 +244,33 @@ impl Work {
             }
             Pulled::Refused { lane, number, rest, why } => {
                 self.lanes.refused(lane, number, now + rest / 2 + clock::jitter(rest));
-                self.say_refused(lane, why);
+                self.refusals.insert(lane, why);
             }
             Pulled::Stray => tracing::debug!("a stray message in the inbox"),
         }
     }
 
-    /// Once, not at every try.
-    fn say_refused(&mut self, lane: usize, why: String) {
-        let Some(source) = self.sources.get(lane) else { return };
-        if self.refusals.get(&lane) != Some(&why) {
-            tracing::warn!(lane = source.consumer, why, "the queue refuses pulls; trying on");
-            self.refusals.insert(lane, why);
+    /// All lanes in one line, and not at every try.
+    fn say_refusals(&mut self) {
+        self.worker.astray.store(self.refusals.len() == self.sources.len(), Ordering::Relaxed);
+        if self.refusals == self.said {
+            return;
         }
+        match self.refusals.values().next() {
+            None => tracing::info!("the queue answers every pull again"),
+            Some(why) => {
+                let lanes: Vec<&str> = self.refusals.keys().map(|&lane| self.sources[lane].consumer.as_str()).collect();
+                tracing::warn!(lanes = lanes.join(", "), why, "the queue refuses pulls; trying on");
+            }
+        }
+        self.said.clone_from(&self.refusals);
     }
 
     fn delivery(&mut self, lane: usize, message: Message, now: Instant) {
         let Some(delivery) = Delivery::read(&self.worker.bus, message, self.sources[lane].model) else {
             return tracing::warn!("a message without an ack subject");
         };
+        self.refusals.remove(&lane);
         let place = self.lanes.arrived(lane, delivery.info.waiting, self.free(), now);
         let Some(delivery) = self.worker.hand.take(delivery) else {
             return tracing::debug!("a job came again that is in hand");
@@ -278,13 +291,15 @@ impl Work {
 
     /// Pulls do not survive a connection, and not every pull is answered.
     fn look(&mut self) {
-        let connects = self.worker.bus.client.statistics().connects.load(Ordering::Relaxed);
+        self.say_refusals();
+        let connects = self.worker.bus.connections();
         if connects != self.connects {
             self.connects = connects;
             self.lanes.reconnected();
         }
         let overdue = self.lanes.overdue(Instant::now());
-        if overdue > 0 {
+        // Without a connection no pull is answered, which is no news.
+        if overdue > 0 && self.worker.bus.connected() {
             metrics::overdue(overdue);
             tracing::warn!(overdue, "pulls without an answer are made anew");
         }
@@ -299,14 +314,20 @@ impl Work {
     }
 
     fn time_is_up(&mut self) {
-        if let Stage::Draining(_) = self.stage {
-            tracing::info!(left = self.tasks.len(), "what is left is given back");
-            self.worker.quit.cancel();
-            self.stage = Stage::Quitting(Instant::now() + QUIT_TIME);
-        } else {
-            tracing::warn!(left = self.tasks.len(), "stopped without giving everything back; the queue does");
-            self.tasks.abort_all();
-            self.lanes.reconnected();
+        let left = self.tasks.len();
+        match self.stage {
+            Stage::Draining(_) if self.worker.bus.connected() => {
+                tracing::info!(left, "what is left is given back");
+                self.worker.quit.cancel();
+                self.stage = Stage::Quitting(Instant::now() + QUIT_TIME);
+            }
+            _ => {
+                tracing::warn!(left, "stopped without giving everything back; the queue hands it to others by itself");
+                self.worker.quit.cancel();
+                self.tasks.abort_all();
+                self.lanes.reconnected();
+                self.stage = Stage::Quitting(Instant::now() + QUIT_TIME);
+            }
         }
     }
 

@@ -37,6 +37,8 @@ pub struct Worker {
     pub company: Company,
     /// An engine makes no steps: nothing more is pulled. Written by the heart, read by the run loop.
     pub stalled: AtomicBool,
+    /// Every lane refuses pulls. Written by the run loop, read by whoever asks for readiness.
+    pub astray: AtomicBool,
     /// Second stage of the stop: what computes is given back.
     pub quit: CancellationToken,
 }

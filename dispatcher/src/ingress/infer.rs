@@ -94,7 +94,8 @@ impl Desk {
             };
             self.take(message.ok_or(Error::Ended("a door's subscription"))?).await;
         }
-        if messages.drain().await.is_ok() {
+        // Without a connection nothing is on its way, and the drain would wait for one.
+        if self.dispatcher.bus.connected() && messages.drain().await.is_ok() {
             while let Some(message) = messages.next().await {
                 self.take(message).await;
             }

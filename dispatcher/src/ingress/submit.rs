@@ -5,7 +5,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::{AckKind, Message};
@@ -15,8 +15,9 @@ use protocol::request::DEADLINE_MAX;
 use protocol::token::Token;
 use protocol::{ErrorCode, Refusal, WIRE_VERSION, stream, subject};
 use runtime::bus::headers_in;
+use runtime::clock::Seldom;
 use runtime::records::{self, Stored as Kept};
-use runtime::{bus, clock};
+use runtime::{Bus, bus, clock};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -48,21 +49,26 @@ const DELIVERIES_LEFT: u64 = 50;
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 /// See [`RETRY_FIRST`].
 const RETRY_MOST: Duration = Duration::from_secs(5);
+/// How often a stop looks whether the connection is lost.
+const ADRIFT_LOOK: Duration = Duration::from_millis(100);
 
 /// Pulls until `stop`; what is in hand runs on as tasks of `tasks`.
 pub async fn pull(dispatcher: Arc<Dispatcher>, tasks: TaskTracker, stop: CancellationToken) -> Result<(), Error> {
     let places = Arc::new(Semaphore::new(dispatcher.options.submit_in_flight_max));
     let mut failures = 0;
+    let mut seldom = Seldom::default();
     while !stop.is_cancelled() {
-        match pull_some(&dispatcher, &places, &tasks, &stop).await {
+        let pulled = tokio::select! {
+            pulled = pull_some(&dispatcher, &places, &tasks, &stop) => pulled,
+            () = adrift(&dispatcher.bus, &stop) => return Ok(()),
+        };
+        match pulled {
             Ok(()) => failures = 0,
             Err(error) => {
                 let delay = clock::backoff(failures, RETRY_FIRST, RETRY_MOST);
-                tracing::warn!(
-                    error,
-                    seconds = delay.as_secs_f64(),
-                    "the durable door could not be read; trying again"
-                );
+                if seldom.due(Instant::now()) {
+                    tracing::warn!(error, "the durable door cannot be read; trying on");
+                }
                 failures += 1;
                 tokio::select! {
                     () = stop.cancelled() => {}
@@ -72,6 +78,14 @@ pub async fn pull(dispatcher: Arc<Dispatcher>, tasks: TaskTracker, stop: Cancell
         }
     }
     Ok(())
+}
+
+/// Returns once the process stops without a connection: what a pull still asks for will not come.
+async fn adrift(bus: &Bus, stop: &CancellationToken) {
+    stop.cancelled().await;
+    while bus.connected() {
+        tokio::time::sleep(ADRIFT_LOOK).await;
+    }
 }
 
 /// Pulls with one handle of the consumer, as long as that works.

@@ -111,6 +111,7 @@ async fn beat(bus: Bus) {
         let heartbeat = Heartbeat {
             version: 1,
             worker: worker.clone(),
+            release: String::new(),
             device: "none".into(),
             models,
             state: State::Ready,

@@ -1,6 +1,6 @@
-//! The one place that reads the wall clock, and jitter.
+//! The one place that reads the wall clock; jitter, and what is said seldom.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rand::Rng;
 
@@ -27,4 +27,35 @@ pub fn jitter(most: Duration) -> Duration {
 #[must_use]
 pub fn backoff(attempt: u32, first: Duration, most: Duration) -> Duration {
     jitter(first.saturating_mul(1 << attempt.min(16)).min(most))
+}
+
+/// How long a line that would repeat is kept back.
+const SELDOM: Duration = Duration::from_secs(10);
+
+/// When a line was last said that a failure repeats with every try.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seldom(Option<Instant>);
+
+impl Seldom {
+    /// Whether to say it now: the first time, and not again for a while.
+    pub fn due(&mut self, now: Instant) -> bool {
+        let due = self.0.is_none_or(|said| now.saturating_duration_since(said) >= SELDOM);
+        if due {
+            self.0 = Some(now);
+        }
+        due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_said_at_once_and_then_seldom() {
+        let start = Instant::now();
+        let mut seldom = Seldom::default();
+        let said = (0..25).filter(|second| seldom.due(start + Duration::from_secs(*second))).collect::<Vec<_>>();
+        assert_eq!(said, [0, 10, 20]);
+    }
 }

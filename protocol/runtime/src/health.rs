@@ -1,4 +1,6 @@
-//! `/livez`, `/readyz` and `/metrics`.
+//! `/livez`, `/readyz` and `/metrics`, and the question that a container's health check puts to them.
+
+mod check;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,6 +15,8 @@ use tracing::{info, warn};
 
 use crate::Error;
 use crate::telemetry::Metrics;
+
+pub use check::{Unready, check};
 
 /// Why a process should get no work; `Ok` where it should.
 pub type Ready = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;

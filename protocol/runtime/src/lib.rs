@@ -12,11 +12,14 @@ pub mod clock;
 pub mod config;
 pub mod error;
 pub mod health;
+pub mod memory;
 mod metrics;
 pub mod records;
+mod release;
 pub mod sessions;
 mod store;
 pub mod telemetry;
 
 pub use bus::Bus;
 pub use error::Error;
+pub use release::RELEASE;

@@ -7,7 +7,7 @@ const SLOW_CONSUMER: &str = "flotilla_nats_slow_consumer_total";
 
 /// Which version runs.
 pub(crate) fn build() {
-    gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    gauge!(BUILD, "version" => crate::RELEASE.as_str()).set(1.0);
 }
 
 /// Messages were dropped because a subscription was not read fast enough.

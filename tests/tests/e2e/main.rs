@@ -2,6 +2,7 @@
 
 mod cache;
 mod cancel;
+mod cluster;
 mod doors;
 mod faults;
 mod ids;
@@ -10,5 +11,6 @@ mod outages;
 mod overload;
 mod python;
 mod refuse;
+mod releases;
 mod sessions;
 mod view;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::future::join_all;
 use serde_json::json;
 use tests::client::{Ask, Client};
-use tests::fleet::{Fleet, FleetOptions};
+use tests::fleet::{Fleet, FleetOptions, Model};
 use tests::servers::{NatsServer, RedisServer};
 use tests::wait::until;
 
@@ -130,6 +130,52 @@ async fn roles_wait_for_their_servers() {
     fleet.ready().await;
     let client = Client::connect(&fleet.nats.url()).await;
     assert_eq!(client.ask(&Ask::text("Again", 4)).await.status(), "done");
+}
+
+#[tokio::test]
+async fn a_lost_store_of_nats_is_made_anew_while_the_fleet_runs() {
+    let (mut fleet, client) = Fleet::start(FleetOptions::default()).await;
+    assert_eq!(client.ask(&Ask::text("Hello", 4)).await.status(), "done");
+    // Something is in hand as the store goes.
+    submit(&client, 0..4, 400).await;
+    let in_session = |text| Ask::text(text, 4).header("Flotilla-Session", "kept");
+    fleet.workers.remove(0).kill9();
+    client.submit("default", &in_session("Nobody will settle this turn")).await;
+    until("the turn is queued", Duration::from_secs(30), || async {
+        (client.held("INGRESS").await == 0).then_some(())
+    })
+    .await;
+    fleet.nats.start_empty();
+    fleet.add_worker();
+    fleet.ready().await;
+    let client = Client::connect(&fleet.nats.url()).await;
+    let answer = until("an answer", Duration::from_secs(30), || async {
+        let reply = client.open(&Ask::text("Hello again", 4)).await.within(Duration::from_secs(5)).await?;
+        (reply.status() == "done").then_some(reply)
+    })
+    .await;
+    assert!(!answer.answer().is_empty());
+    assert_eq!(client.ask(&in_session("And the session goes on")).await.status(), "done");
+    let job = client.submit("default", &Ask::text("By the other door", 4)).await;
+    assert_eq!(client.settled(&job).await.status(), "done");
+    assert!(fleet.dispatcher.log().contains("came back without its store"));
+}
+
+#[tokio::test]
+async fn roles_stop_in_time_when_nats_is_gone() {
+    let options = FleetOptions { drain_s: 2, model: Model::SmolLm2, ..FleetOptions::default() };
+    let (mut fleet, client) = Fleet::start(options).await;
+    let mut answers = client.open(&Ask::text("Write a long story about the sea.", 4000).streamed()).await;
+    while answers.next().await.status() != "chunk" {}
+    fleet.nats.stop();
+    fleet.dispatcher.sigterm();
+    fleet.workers[0].sigterm();
+    // The worker has something in hand and uses the time that it has; the dispatcher has nothing to wait for.
+    let stopped = fleet.dispatcher.ended(Duration::from_secs(10)).await;
+    assert!(stopped.success(), "{stopped}");
+    let stopped = fleet.workers[0].ended(Duration::from_secs(10)).await;
+    assert!(stopped.success(), "{stopped}");
+    assert!(fleet.workers[0].log().contains("the queue hands it to others by itself"));
 }
 
 #[tokio::test]

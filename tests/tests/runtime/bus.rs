@@ -10,11 +10,12 @@ use protocol::stream::{self, Limits, ingress_consumer, lane_consumer};
 use protocol::subject;
 use runtime::Error;
 use runtime::bus::{
-    Acked, Arrival, Expect, Publish, PublishFault, apply_consumer, apply_streams, headers_in, headers_out, publish,
-    publish_until,
+    Acked, Arrival, Expect, Publish, PublishFault, apply_consumer, apply_streams, connect, headers_in, headers_out,
+    publish, publish_until,
 };
 use runtime::clock::now_ms;
-use tests::servers::NatsServer;
+use runtime::config::Nats;
+use tests::servers::{NatsCluster, NatsServer};
 
 use crate::setup::{bus, limits, streams, tenant};
 
@@ -63,6 +64,35 @@ async fn two_dispatchers_may_start_at_once() {
     let (one, two) = tokio::join!(apply_streams(&first, &limits), apply_streams(&second, &limits));
     one.unwrap();
     two.unwrap();
+}
+
+#[tokio::test]
+async fn streams_of_one_replica_become_three_in_a_cluster() {
+    let cluster = NatsCluster::start();
+    let nats = Nats { url: cluster.url(), ..Nats::default() };
+    let bus = connect(&nats, "test").await.unwrap();
+    // Before there is a leader nothing contradicts: it passes.
+    let applied = async |limits: Limits| {
+        tests::wait::until("streams", std::time::Duration::from_secs(30), || async {
+            match apply_streams(&bus, &limits).await {
+                Ok(_) => Some(()),
+                Err(Error::Nats(_)) => None,
+                Err(error) => panic!("{error}"),
+            }
+        })
+        .await;
+    };
+    applied(limits()).await;
+    let lane = lane_consumer(Modality::Text, "m", Priority::Batch);
+    apply_consumer(&bus, &lane).await.unwrap();
+    publish(&bus, &lane_job("default/1")).await.unwrap();
+    applied(Limits { replicas: 3, ..limits() }).await;
+    apply_consumer(&bus, &lane).await.unwrap();
+    let jobs = bus.js.get_stream(stream::JOBS).await.unwrap();
+    let info = jobs.cached_info();
+    assert_eq!((info.config.num_replicas, info.state.messages), (3, 1));
+    applied(limits()).await;
+    assert_eq!(bus.js.get_stream(stream::JOBS).await.unwrap().cached_info().config.num_replicas, 1);
 }
 
 #[tokio::test]

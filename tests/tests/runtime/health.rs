@@ -1,10 +1,11 @@
 //! Live, ready, and what is measured.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use runtime::bus::{Bus, connect};
 use runtime::config::{LogFormat, Nats, Telemetry};
-use runtime::health::{Health, serve};
+use runtime::health::{Health, Unready, check, serve};
 use runtime::telemetry;
 use tests::servers::NatsServer;
 use tests::wait::until;
@@ -70,4 +71,38 @@ async fn nats_that_is_not_there_yet_is_waited_for() {
     assert!(bus.connected());
     let bad = connect(&Nats { url: "nats://[bad".into(), ..Nats::default() }, "bad").await;
     assert!(matches!(bad, Err(runtime::Error::Setup(_))), "no wait mends a bad address");
+}
+
+/// The question of a container's health check, as `worker healthcheck` asks it.
+async fn checked(listen: Option<SocketAddr>) -> Result<String, Unready> {
+    let telemetry = Telemetry { listen, ..Telemetry::default() };
+    tokio::task::spawn_blocking(move || check(&telemetry)).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_health_check_says_what_the_process_says() {
+    let ready = Arc::new(AtomicBool::new(true));
+    let asked = Arc::clone(&ready);
+    let answer = Arc::new(move || if asked.load(Ordering::Relaxed) { Ok(()) } else { Err("starting".to_owned()) });
+    let stop = CancellationToken::new();
+    let guard = telemetry::init(&Telemetry { log: LogFormat::Json, filter: "warn".into(), listen: None }).unwrap();
+    let health = Health { ready: answer, metrics: guard.metrics() };
+    let address = serve("0.0.0.0:0".parse().unwrap(), health, stop.clone()).await.unwrap();
+    assert_eq!(checked(Some(address)).await.unwrap(), "ready", "every interface is asked at home");
+    ready.store(false, Ordering::Relaxed);
+    assert!(matches!(checked(Some(address)).await, Err(Unready::Says(said)) if said == "starting (503)"));
+    stop.cancel();
+    until("nobody to answer", Duration::from_secs(5), || async {
+        matches!(checked(Some(address)).await, Err(Unready::Says(said)) if said.contains("refused")).then_some(())
+    })
+    .await;
+    assert!(matches!(checked(None).await, Err(Unready::Unserved)));
+    assert!(matches!(checked(Some("127.0.0.1:0".parse().unwrap())).await, Err(Unready::Unserved)));
+}
+
+#[tokio::test]
+async fn a_process_that_hangs_is_not_waited_for() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let said = checked(Some(listener.local_addr().unwrap())).await.unwrap_err().to_string();
+    assert!(said.contains("does not answer within"), "{said}");
 }

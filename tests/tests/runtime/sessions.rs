@@ -6,8 +6,9 @@ use protocol::job::Turn;
 use rand::seq::SliceRandom;
 use redis::aio::MultiplexedConnection;
 use runtime::Error;
-use runtime::sessions::{Begin, Bounds, Rebuilt, Sessions};
+use runtime::sessions::{Begin, Bounds, Moment, Rebuilt, Sessions};
 use tests::servers::{NatsServer, RedisServer};
+use tests::wait::until;
 
 use crate::setup::{job, redis, session, streams, tenant, turn};
 
@@ -198,6 +199,81 @@ async fn too_many_turns_under_way_are_refused() {
     assert!(matches!(refused, Error::Full(_)));
     tokio::time::sleep(Duration::from_millis(80)).await;
     assert_eq!(sessions.reserve(&tenant, &s, &job("d")).await.unwrap(), 4, "void ones make room");
+}
+
+async fn confirmed(sessions: &Sessions, name: &str, jobs: &[&str]) {
+    for of in jobs {
+        sessions.reserve(&tenant(), &session(name), &job(of)).await.unwrap();
+        sessions.confirm(&tenant(), &session(name), &job(of)).await.unwrap();
+    }
+}
+
+/// A moment after everything that was bound so far; the clock of Redis has to move on for that.
+async fn moment_after(sessions: &Sessions) -> Moment {
+    let bound = sessions.moment().await.unwrap();
+    until("the next millisecond", Duration::from_secs(5), || async {
+        let moment = sessions.moment().await.unwrap();
+        (moment > bound).then_some(moment)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn turns_of_jobs_that_are_gone_keep_nobody_waiting() {
+    let server = RedisServer::start();
+    let sessions = held(&server, Bounds { hold: Duration::from_secs(60), ..Bounds::default() }).await;
+    let tenant = tenant();
+    assert_eq!(sessions.void_before(moment_after(&sessions).await).await.unwrap(), 0, "no sessions at all");
+    let odd = "s *}:{ ü:open";
+    confirmed(&sessions, odd, &["a"]).await;
+    sessions.reserve(&tenant, &session("reserved"), &job("r")).await.unwrap();
+    let moment = moment_after(&sessions).await;
+    confirmed(&sessions, odd, &["b"]).await;
+    confirmed(&sessions, "reserved", &["s"]).await;
+    confirmed(&sessions, "later", &["c", "d"]).await;
+    assert_eq!(sessions.begin(&tenant, &at(odd, 2), &job("b")).await.unwrap(), Begin::Waits);
+
+    assert_eq!(sessions.void_before(moment).await.unwrap(), 1);
+    assert_eq!(sessions.begin(&tenant, &at(odd, 2), &job("b")).await.unwrap(), Begin::Ready(vec![]));
+    assert_eq!(sessions.begin(&tenant, &at("later", 2), &job("d")).await.unwrap(), Begin::Waits);
+    assert_eq!(sessions.begin(&tenant, &at("reserved", 2), &job("s")).await.unwrap(), Begin::Waits);
+    assert_eq!(sessions.void_before(moment).await.unwrap(), 0, "nothing is left of before");
+
+    // A worker had the job in hand all along: it goes on behind those that passed it.
+    assert_eq!(sessions.begin(&tenant, &at(odd, 1), &job("a")).await.unwrap(), Begin::Moved(3));
+    assert_eq!(sessions.begin(&tenant, &at(odd, 3), &job("a")).await.unwrap(), Begin::Waits);
+}
+
+#[tokio::test]
+async fn two_make_the_turns_of_many_sessions_void() {
+    let server = RedisServer::start();
+    let sessions = held(&server, Bounds::default()).await;
+    let count: u64 = 1200;
+    for number in 0..count {
+        confirmed(&sessions, &format!("s{number}"), &["a"]).await;
+    }
+    let mut redis = raw(&server).await;
+    confirmed(&sessions, "bad", &["a"]).await;
+    let () = redis::cmd("SET").arg("session:{default:bad}:turns").arg("x").query_async(&mut redis).await.unwrap();
+    let () = redis::cmd("SET").arg("session:{default:text}:open").arg("x").query_async(&mut redis).await.unwrap();
+    let foreign: &[u8] = b"session:{\xff}:open";
+    let () = redis::cmd("HSET").arg(foreign).arg("x").arg("y").query_async(&mut redis).await.unwrap();
+    let other = sessions.clone();
+    let moment = moment_after(&sessions).await;
+    let (one, two) = tokio::join!(sessions.void_before(moment), other.void_before(moment));
+    assert_eq!(one.unwrap() + two.unwrap(), count, "every turn once, whoever came first");
+    let kept: Vec<Vec<u8>> = redis::cmd("KEYS").arg("session:*:open").query_async(&mut redis).await.unwrap();
+    assert_eq!(kept.len(), 3, "what cannot be read stays as it is");
+}
+
+#[tokio::test]
+async fn turns_are_void_only_where_redis_answers() {
+    let mut server = RedisServer::start();
+    let sessions = held(&server, Bounds::default()).await;
+    let moment = sessions.moment().await.unwrap();
+    server.stop();
+    assert!(matches!(sessions.moment().await, Err(Error::RedisDown(_))));
+    assert!(matches!(sessions.void_before(moment).await, Err(Error::RedisDown(_))));
 }
 
 #[tokio::test]

@@ -16,6 +16,7 @@ pub mod load;
 pub mod map;
 pub mod metrics;
 pub mod model;
+pub mod needs;
 pub mod plan;
 pub mod pool;
 pub mod quant;

@@ -88,6 +88,7 @@ impl Bench {
             hand: Arc::default(),
             company: Company::default(),
             stalled: false.into(),
+            astray: false.into(),
             quit: CancellationToken::new(),
         };
         let stop = CancellationToken::new();

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use protocol::job::Job;
 use protocol::record::End;
 use protocol::request::Mode;
 use protocol::stream::{self, ATTEMPTS_MAX};
-use protocol::{ErrorCode, header};
+use protocol::{ErrorCode, WIRE_VERSION, header};
 use runtime::records;
 use tests::wait::until;
 use worker::fake::{self, Ends, Mood};
@@ -145,4 +146,42 @@ async fn without_redis_stateless_work_goes_on_and_a_session_waits_for_it() {
     assert_eq!(answers.next().await.payload, fake::answer(&["hello"], 4));
     assert_eq!(worker.engine.submitted(), 2);
     bench.queue_empty().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_of_a_newer_version_waits_for_a_worker_that_knows_it_and_is_never_an_attempt() {
+    let bench = Bench::start().await;
+    let worker = bench.worker(1, QUICK, DRAIN).await;
+    let newer = Job { version: WIRE_VERSION + 1, ..fake::job("newer", "hello") };
+    bench.publish(&newer).await;
+    // More deliveries than any job has attempts, and its one slot is free for others meanwhile.
+    for round in 0..=ATTEMPTS_MAX {
+        until("a delivery that is forgiven", SOON, || async {
+            let forgiven = records::forgiven(&bench.bus, &newer.tenant, &newer.id).await.unwrap();
+            (forgiven > round).then_some(())
+        })
+        .await;
+        let mut job = fake::job(&format!("j{round}"), "hello");
+        bench.ask(&mut job).await.next().await;
+    }
+    assert_eq!((bench.messages(stream::JOBS).await, bench.messages(stream::DEADLETTER).await), (1, 0));
+    assert_eq!(worker.engine.submitted(), u64::from(ATTEMPTS_MAX) + 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_of_a_newer_version_is_not_settled_by_who_cannot_read_it() {
+    let bench = Bench::start().await;
+    let _worker = bench.worker(1, QUICK, DRAIN).await;
+    let newer = Job { version: WIRE_VERSION + 1, deadline_ms: 1, ..fake::job("newer", "hello") };
+    bench.publish(&newer).await;
+    until("a delivery that is forgiven", SOON, || async {
+        let forgiven = records::forgiven(&bench.bus, &newer.tenant, &newer.id).await.unwrap();
+        (forgiven > 1).then_some(())
+    })
+    .await;
+    assert!(
+        records::result(&bench.bus, &newer.tenant, &newer.id).await.unwrap().is_none(),
+        "its client was never told"
+    );
+    assert_eq!((bench.messages(stream::JOBS).await, bench.messages(stream::DEADLETTER).await), (1, 0));
 }

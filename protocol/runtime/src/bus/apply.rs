@@ -18,15 +18,46 @@ use tracing::info;
 use super::Bus;
 use crate::{Error, clock};
 
-/// Makes every stream what it should be; refuses one that contradicts, naming the setting.
-pub async fn apply_streams(bus: &Bus, limits: &Limits) -> Result<(), Error> {
-    for stream in streams(limits) {
-        apply_stream(bus, &stream, limits.replicas).await?;
-    }
-    Ok(())
+/// What to do about what is there already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Existing {
+    /// Makes it what it should be, or refuses it.
+    Update,
+    /// Leaves it as it is: another release or an operator may have changed it meanwhile.
+    Keep,
 }
 
-async fn apply_stream(bus: &Bus, stream: &Stream, replicas: usize) -> Result<(), Error> {
+/// What became of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Applied {
+    Created,
+    Found,
+}
+
+/// Makes every stream what it should be; refuses one that contradicts, naming the setting. Names those that were absent.
+pub async fn apply_streams(bus: &Bus, limits: &Limits) -> Result<Vec<&'static str>, Error> {
+    every_stream(bus, limits, Existing::Update).await
+}
+
+/// Makes the streams that are absent, and leaves the others as they are. Names those that were absent.
+pub async fn restore_streams(bus: &Bus, limits: &Limits) -> Result<Vec<&'static str>, Error> {
+    every_stream(bus, limits, Existing::Keep).await
+}
+
+async fn every_stream(bus: &Bus, limits: &Limits, existing: Existing) -> Result<Vec<&'static str>, Error> {
+    let mut created = Vec::new();
+    let mut all = streams(limits);
+    // Whoever makes the queue tells what was lost with the old one, so nothing may fail after that.
+    all.sort_by_key(|stream| stream.name == protocol::stream::JOBS);
+    for stream in all {
+        if apply_stream(bus, &stream, limits.replicas, existing).await? == Applied::Created {
+            created.push(stream.name);
+        }
+    }
+    Ok(created)
+}
+
+async fn apply_stream(bus: &Bus, stream: &Stream, replicas: usize, existing: Existing) -> Result<Applied, Error> {
     let wanted = stream_config(stream, replicas);
     let found = match bus.js.get_stream(stream.name).await {
         Ok(found) => found.cached_info().config.clone(),
@@ -34,33 +65,38 @@ async fn apply_stream(bus: &Bus, stream: &Stream, replicas: usize) -> Result<(),
             GetStreamErrorKind::JetStream(server) if server.error_code() == ErrorCode::STREAM_NOT_FOUND => {
                 match bus.js.create_stream(born(&wanted)).await {
                     Ok(_) => {
-                        info!(stream = stream.name, "stream created");
-                        return Ok(());
+                        info!(stream = stream.name, replicas, "stream created");
+                        return Ok(Applied::Created);
                     }
                     // Another dispatcher was faster.
                     Err(error) if code(&error) == Some(ErrorCode::STREAM_NAME_EXIST) => {
                         let found = bus.js.get_stream(stream.name).await.map_err(nats)?;
                         found.cached_info().config.clone()
                     }
-                    Err(error) => return Err(setup(stream.name, &error)),
+                    Err(error) => return Err(refused_stream(stream.name, &error)),
                 }
             }
             _ => return Err(nats(error)),
         },
     };
+    if existing == Existing::Keep {
+        return Ok(Applied::Found);
+    }
     check_stream(&found, &wanted)?;
     let updated = updated_stream(&found, &wanted);
     if updated != found {
-        bus.js.update_stream(&updated).await.map_err(|error| setup(stream.name, &error))?;
-        info!(stream = stream.name, "stream updated");
+        bus.js.update_stream(&updated).await.map_err(|error| refused_stream(stream.name, &error))?;
+        let (before, replicas) = (found.num_replicas, updated.num_replicas);
+        info!(stream = stream.name, replicas, replicas_before = before, "stream updated");
     }
-    Ok(())
+    Ok(Applied::Found)
 }
 
-/// Jobs are named after their place in INGRESS, and those names outlive it: one that is made anew begins above all places
-/// of the old one. Only at birth, and never compared.
+/// Jobs are named after their place in INGRESS, deliveries after theirs in JOBS, and those names outlive a lost store: a
+/// stream that is made anew begins above all places of the old one. Only at birth, and never compared.
 fn born(wanted: &Config) -> Config {
-    let first_sequence = (wanted.name == protocol::stream::INGRESS).then(clock::now_ms);
+    let named_after = [protocol::stream::INGRESS, protocol::stream::JOBS];
+    let first_sequence = named_after.contains(&wanted.name.as_str()).then(clock::now_ms);
     Config { first_sequence, ..wanted.clone() }
 }
 
@@ -142,6 +178,15 @@ fn updated_stream(found: &Config, wanted: &Config) -> Config {
 
 /// Makes a consumer what it should be; refuses one that contradicts, naming the setting.
 pub async fn apply_consumer(bus: &Bus, consumer: &Consumer) -> Result<(), Error> {
+    one_consumer(bus, consumer, Existing::Update).await
+}
+
+/// Makes a consumer that is absent, and leaves one that is there as it is.
+pub async fn restore_consumer(bus: &Bus, consumer: &Consumer) -> Result<(), Error> {
+    one_consumer(bus, consumer, Existing::Keep).await
+}
+
+async fn one_consumer(bus: &Bus, consumer: &Consumer, existing: Existing) -> Result<(), Error> {
     let wanted = consumer_config(consumer);
     let stream = bus.js.get_stream_no_info(consumer.stream).await.map_err(nats)?;
     let found = match stream.consumer_info(&consumer.name).await {
@@ -154,10 +199,9 @@ pub async fn apply_consumer(bus: &Bus, consumer: &Consumer) -> Result<(), Error>
                         Ok(())
                     }
                     Err(error) => Err(match error.kind() {
-                        ConsumerErrorKind::JetStream(server) => Error::Contradiction(format!(
-                            "consumer '{}' of {}: {server}",
-                            consumer.name, consumer.stream
-                        )),
+                        ConsumerErrorKind::JetStream(server) => {
+                            refused(&format!("consumer '{}' of {}", consumer.name, consumer.stream), &server)
+                        }
                         _ => nats(error),
                     }),
                 };
@@ -165,6 +209,9 @@ pub async fn apply_consumer(bus: &Bus, consumer: &Consumer) -> Result<(), Error>
             _ => return Err(nats(error)),
         },
     };
+    if existing == Existing::Keep {
+        return Ok(());
+    }
     check_consumer(&found, &wanted)?;
     let same = found.ack_wait == wanted.ack_wait
         && found.max_deliver == wanted.max_deliver
@@ -236,12 +283,36 @@ fn code(error: &CreateStreamError) -> Option<ErrorCode> {
     }
 }
 
-/// The server's own word on a stream, for example subjects that overlap with another's, is a contradiction.
-fn setup(name: &str, error: &CreateStreamError) -> Error {
+fn refused_stream(name: &str, error: &CreateStreamError) -> Error {
+    let what = format!("stream '{name}'");
     match error.kind() {
-        CreateStreamErrorKind::JetStream(server) => Error::Contradiction(format!("stream '{name}': {server}")),
-        _ => Error::Nats(format!("stream '{name}': {error}")),
+        CreateStreamErrorKind::JetStream(server) => refused(&what, &server),
+        _ => Error::Nats(format!("{what}: {error}")),
     }
+}
+
+/// The server's own word: a cluster that has no leader yet, or too few peers, gets over it; what else it refuses, for
+/// example subjects that overlap with another's, is a contradiction.
+fn refused(what: &str, server: &async_nats::jetstream::Error) -> Error {
+    const PASSING: [ErrorCode; 13] = [
+        ErrorCode::CLUSTER_NO_PEERS,
+        ErrorCode::CLUSTER_INCOMPLETE,
+        ErrorCode::CLUSTER_NOT_ACTIVE,
+        ErrorCode::CLUSTER_NOT_ASSIGNED,
+        ErrorCode::CLUSTER_NOT_AVAILABLE,
+        ErrorCode::CLUSTER_NOT_LEADER,
+        ErrorCode::CLUSTER_PEER_NOT_MEMBER,
+        ErrorCode::INSUFFICIENT_RESOURCES,
+        ErrorCode::RAFT_GENERAL,
+        ErrorCode::STREAM_NOT_FOUND,
+        ErrorCode::STREAM_OFFLINE,
+        ErrorCode::STREAM_MOVE_IN_PROGRESS,
+        ErrorCode::STREAM_TOO_MANY_REQUESTS,
+    ];
+    if PASSING.contains(&server.error_code()) {
+        return Error::Nats(format!("{what}: {server}"));
+    }
+    Error::Contradiction(format!("{what}: {server}"))
 }
 
 fn nats(error: impl std::fmt::Display) -> Error {
@@ -255,7 +326,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_places_of_the_durable_door_are_born_late() {
+    fn only_places_that_name_something_are_born_late() {
         let limits = Limits {
             replicas: 1,
             lane_jobs_max: 1,
@@ -267,7 +338,22 @@ mod tests {
             let wanted = stream_config(&stream, 1);
             assert_eq!(wanted.first_sequence, None, "never compared");
             let first = born(&wanted).first_sequence;
-            assert_eq!(first.is_some_and(|first| first > 1_700_000_000_000), stream.name == stream::INGRESS);
+            let named_after = [stream::INGRESS, stream::JOBS].contains(&stream.name);
+            assert_eq!(first.is_some_and(|first| first > 1_700_000_000_000), named_after);
+        }
+    }
+
+    #[test]
+    fn a_cluster_that_is_not_ready_contradicts_nothing() {
+        let refusal = |code: u64, err_code: u64| {
+            let said = format!(r#"{{"code":{code},"err_code":{err_code},"description":"x"}}"#);
+            refused("stream 'JOBS'", &serde_json::from_str(&said).unwrap())
+        };
+        for (code, passing) in [(503, 10008), (400, 10005), (503, 10023), (500, 10009), (503, 10004)] {
+            assert!(matches!(refusal(code, passing), Error::Nats(_)), "{passing}");
+        }
+        for (code, lasting) in [(400, 10065), (500, 10074), (500, 10052), (400, 10058)] {
+            assert!(matches!(refusal(code, lasting), Error::Contradiction(_)), "{lasting}");
         }
     }
 }

@@ -4,19 +4,22 @@ mod apply;
 mod publish;
 
 use std::str::FromStr;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_nats::connection::State;
 use async_nats::header::{HeaderName, HeaderValue};
-use async_nats::{ConnectOptions, Event, HeaderMap};
+use async_nats::{ConnectOptions, Event, HeaderMap, ServerAddr};
 use protocol::header::Headers;
 use protocol::reply::Frame;
 use tracing::{error, info, warn};
 
+use crate::clock::Seldom;
 use crate::config::Nats;
 use crate::{Error, clock};
 
-pub use apply::{apply_consumer, apply_streams};
+pub use apply::{apply_consumer, apply_streams, restore_consumer, restore_streams};
 pub use publish::{Acked, Arrival, Expect, Publish, PublishFault, publish, publish_until};
 
 /// A half-open connection is noticed after two of these.
@@ -45,6 +48,12 @@ impl Bus {
         self.client.connection_state() == State::Connected
     }
 
+    /// How many connections there have been. With a new one the server may be another, and its store too.
+    #[must_use]
+    pub fn connections(&self) -> u64 {
+        self.client.statistics().connects.load(Ordering::Relaxed)
+    }
+
     /// Refuses a server older than 2.12 or without JetStream.
     pub async fn check_version(&self) -> Result<(), Error> {
         let version = self.client.server_info().version;
@@ -63,22 +72,40 @@ impl Bus {
     }
 }
 
-/// Connects, and tries for ever: says in the log what it waits for. Fails only for settings that no wait can mend.
+/// The servers that `nats.url` names: one, or several of a cluster with commas between.
+pub fn servers(url: &str) -> Result<Vec<ServerAddr>, Error> {
+    // The text itself may hold a password.
+    let bad = |fault: &dyn std::fmt::Display| Error::Setup(format!("nats.url is no address of a server: {fault}"));
+    let named = url.split(',').map(str::trim).filter(|one| !one.is_empty());
+    let servers: Vec<ServerAddr> = named.map(str::parse).collect::<Result<_, _>>().map_err(|error| bad(&error))?;
+    if servers.is_empty() { Err(bad(&"it is empty")) } else { Ok(servers) }
+}
+
+/// Hosts and ports, for people: an address may hold a password.
+#[must_use]
+pub fn hosts(servers: &[ServerAddr]) -> String {
+    let host = |server: &ServerAddr| format!("{}:{}", server.host(), server.port());
+    servers.iter().map(host).collect::<Vec<_>>().join(", ")
+}
+
+/// Connects to any of the servers, and tries for ever: says in the log what it waits for. Fails only for settings that no
+/// wait can mend.
 pub async fn connect(nats: &Nats, name: &str) -> Result<Bus, Error> {
+    let servers = servers(&nats.url)?;
+    let names = hosts(&servers);
     let mut attempt = 0;
+    let mut seldom = Seldom::default();
     loop {
-        match options(nats, name).await?.connect(nats.url.as_str()).await {
+        match options(nats, name).await?.connect(servers.as_slice()).await {
             Ok(client) => {
-                info!(url = %nats.url, version = %client.server_info().version, "connected to NATS");
+                info!(servers = names, version = %client.server_info().version, "connected to NATS");
                 return Ok(Bus { js: async_nats::jetstream::new(client.clone()), client });
             }
-            Err(error) if error.kind() == async_nats::ConnectErrorKind::ServerParse => {
-                return Err(Error::Setup(format!("nats.url '{}' is no address of a server: {error}", nats.url)));
-            }
             Err(error) => {
-                let delay = clock::backoff(attempt, RECONNECT_FIRST, RECONNECT_MOST);
-                warn!(url = %nats.url, %error, retry_ms = delay.as_millis(), "NATS is away, waiting for it");
-                tokio::time::sleep(delay).await;
+                if seldom.due(Instant::now()) {
+                    warn!(servers = names, %error, "NATS is away, waiting for it");
+                }
+                tokio::time::sleep(clock::backoff(attempt, RECONNECT_FIRST, RECONNECT_MOST)).await;
                 attempt += 1;
             }
         }
@@ -96,17 +123,21 @@ async fn options(nats: &Nats, name: &str) -> Result<ConnectOptions, Error> {
         let attempt = u32::try_from(attempts).unwrap_or(u32::MAX).saturating_sub(1);
         clock::backoff(attempt, RECONNECT_FIRST, RECONNECT_MOST)
     };
+    let seldom = Arc::<Mutex<Seldom>>::default();
     Ok(options
         .name(name)
         .ping_interval(PING)
         .connection_timeout(CONNECT_TIMEOUT)
         .request_timeout(Some(REQUEST_TIMEOUT))
         .reconnect_delay_callback(delay)
-        .event_callback(|event| async move { report(&event) }))
+        .event_callback(move |event| {
+            report(&event, &seldom);
+            std::future::ready(())
+        }))
 }
 
-/// The library reconnects by itself; people want to know.
-fn report(event: &Event) {
+/// The library reconnects by itself; people want to know. It tries often, and says so every time.
+fn report(event: &Event, seldom: &Mutex<Seldom>) {
     match event {
         Event::Connected => info!("connection to NATS is up"),
         Event::Disconnected => warn!("connection to NATS is lost, reconnecting"),
@@ -115,7 +146,11 @@ fn report(event: &Event) {
             error!(subscription, "messages dropped: a subscription is not read fast enough");
         }
         Event::ServerError(problem) => warn!(%problem, "NATS reports an error"),
-        Event::ClientError(problem) => warn!(%problem, "connection to NATS fails"),
+        Event::ClientError(problem) => {
+            if seldom.lock().unwrap_or_else(PoisonError::into_inner).due(Instant::now()) {
+                warn!(%problem, "connection to NATS fails, trying on");
+            }
+        }
         Event::LameDuckMode => info!("the NATS server goes away soon"),
         Event::Draining | Event::Closed => info!("connection to NATS is closed"),
     }
@@ -154,4 +189,19 @@ pub async fn send(bus: &Bus, to: &str, frame: Frame) -> Result<(), Error> {
         .publish_with_headers(to.to_owned(), headers, frame.body)
         .await
         .map_err(|error| Error::Nats(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_servers_stand_with_commas_between() {
+        let named = |url| hosts(&servers(url).unwrap());
+        assert_eq!(named("nats://user:secret@a:4222"), "a:4222");
+        assert_eq!(named("nats://a:4222, nats://b:4223,nats://c"), "a:4222, b:4223, c:4222");
+        for bad in ["", " , ", "nats://[bad", "nats://a,http://b"] {
+            assert!(matches!(servers(bad), Err(Error::Setup(_))), "{bad}");
+        }
+    }
 }

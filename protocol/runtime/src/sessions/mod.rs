@@ -5,6 +5,7 @@
 
 mod rebuild;
 mod script;
+mod void;
 
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use crate::{Bus, Error};
 
 pub use rebuild::Rebuilt;
 use script::Scripts;
+pub use void::Moment;
 
 /// What a session may hold, and how long.
 #[derive(Clone, Copy, Debug)]
@@ -193,6 +195,18 @@ impl Sessions {
     /// sessions. Does nothing where it does.
     pub async fn rebuild(&self, bus: &Bus) -> Result<Rebuilt, Error> {
         rebuild::rebuild(self, bus).await
+    }
+
+    /// Now, by the clock of Redis. Who makes the queue anew takes it first, for [`Self::void_before`].
+    pub async fn moment(&self) -> Result<Moment, Error> {
+        void::moment(self).await
+    }
+
+    /// The queue lost its store: makes every turn void that was confirmed before `moment`, since nobody will settle it,
+    /// and returns how many there were. Reservations end by themselves. A job that a worker still holds is moved at its
+    /// next begin. May be repeated, by several processes at once, and whether or not Redis holds the sessions.
+    pub async fn void_before(&self, moment: Moment) -> Result<u64, Error> {
+        void::before(self, moment).await
     }
 }
 

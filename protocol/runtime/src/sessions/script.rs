@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use protocol::token::{SessionId, Token};
-use redis::{Script, ScriptInvocation};
+use redis::{Script, ScriptInvocation, ToRedisArgs};
 
 use super::Bounds;
 use crate::clock;
 
 /// Names the process of Redis that holds the sessions.
 const MARK: &str = "sessions:held";
+/// What the keys of a session end in.
+const PARTS: [&str; 4] = ["meta", "open", "settled", "turns"];
 
 /// Every script; cheap to clone.
 #[derive(Clone)]
@@ -22,6 +24,7 @@ struct Inner {
     settle: Script,
     get: Script,
     forget: Script,
+    void: Script,
     held: Script,
 }
 
@@ -40,6 +43,7 @@ impl Scripts {
             settle: script!("settle.lua"),
             get: script!("get.lua"),
             forget: script!("forget.lua"),
+            void: script!("void.lua"),
             held: Script::new(include_str!("held.lua")),
         }))
     }
@@ -68,6 +72,12 @@ impl Scripts {
         on(&self.0.forget, bounds, tenant, session)
     }
 
+    /// `open`: the key of that name, as a search found it.
+    pub(super) fn void(&self, bounds: &Bounds, open: &[u8]) -> ScriptInvocation<'_> {
+        let stem = open.strip_suffix(b"open").unwrap_or(open);
+        with(&self.0.void, bounds, PARTS.map(|part| [stem, part.as_bytes()].concat()))
+    }
+
     /// `verb`: `look` or `set`.
     pub(super) fn held(&self, verb: &'static str) -> ScriptInvocation<'_> {
         let mut call = self.0.held.prepare_invoke();
@@ -79,12 +89,16 @@ impl Scripts {
 /// The four keys of a session: one hash tag, so that they live together.
 pub(super) fn keys(tenant: &Token, session: &SessionId) -> [String; 4] {
     let name = session.as_str();
-    ["meta", "open", "settled", "turns"].map(|part| format!("session:{{{tenant}:{name}}}:{part}"))
+    PARTS.map(|part| format!("session:{{{tenant}:{name}}}:{part}"))
 }
 
 fn on<'a>(script: &'a Script, bounds: &Bounds, tenant: &Token, session: &SessionId) -> ScriptInvocation<'a> {
+    with(script, bounds, keys(tenant, session))
+}
+
+fn with<'a>(script: &'a Script, bounds: &Bounds, keys: [impl ToRedisArgs; 4]) -> ScriptInvocation<'a> {
     let mut call = script.prepare_invoke();
-    for key in keys(tenant, session) {
+    for key in keys {
         call.key(key);
     }
     call.arg(clock::millis(bounds.ttl)).arg(clock::millis(bounds.hold));

