@@ -1,5 +1,7 @@
 //! What must not be in this repository: the invariants of ARCHITECTURE that no compiler checks.
 
+mod containers;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
