@@ -18,8 +18,8 @@ use crate::state::{Child, Phase, Role, State};
 const EXIT_CONFIG: i32 = 64;
 /// What workers get beyond their own drain: they give back what they could not finish.
 const DRAIN_ROOM: Duration = Duration::from_secs(10);
-/// Everybody else ends quickly.
-const DRAIN_OTHERS: Duration = Duration::from_secs(10);
+/// Everybody else ends quickly: the longest is a dispatcher with its drain of 10 s and its last frames.
+const DRAIN_OTHERS: Duration = Duration::from_secs(15);
 
 /// Lines of a dead child's log that are shown.
 const LAST_WORDS: usize = 4;

@@ -215,17 +215,20 @@ async fn dead(worker: &Worker, delivery: &Delivery, reason: &str, case: &Case, r
         .with(header::ATTEMPT, delivery.info.delivered - 1)
         .with(WORKER, &worker.name);
     let put = || records::dead_letter(&worker.bus, &tenant, &job, delivery.body.clone(), headers.clone());
-    match retry(worker, delivery, put).await {
-        Ok(()) => {}
+    let told = match retry(worker, delivery, put).await {
+        Ok(()) => "the job could not be done; it is kept for an operator",
         Err(InVain::Full) if clock::now_ms() < case.deadline_ms && !outcome::last_delivery(case.delivered) => {
             // It counts, so that the next delivery computes nothing.
             return later(worker, delivery, Attempt::Counts, case).await;
         }
-        Err(InVain::Full) => tracing::error!(%tenant, %job, "no room for a dead letter: only its sender is told"),
+        Err(InVain::Full) => {
+            tracing::error!(%tenant, %job, "no room for a dead letter: only its sender is told");
+            "the job could not be done, and there is no room to keep it"
+        }
         Err(InVain::Quitting | InVain::Unwritable) => return,
-    }
+    };
     metrics::dead_letter(if delivery.job.is_ok() { "attempts" } else { "unreadable" });
-    let refusal = Refusal::new(ErrorCode::Internal, "the job could not be done; it is kept for an operator");
+    let refusal = Refusal::new(ErrorCode::Internal, told);
     let Some(record) = record(worker, delivery, End::Failed(refusal)) else { return ack(worker, delivery).await };
     match store(worker, delivery, record.clone()).await {
         Ok(record) => finish(worker, delivery, &record, reply).await,

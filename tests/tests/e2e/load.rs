@@ -20,10 +20,12 @@ async fn chats_stream_at_once() {
         }
     }))
     .await;
+    // Whoever has the processors, a worker computes its chats together: more are open at a time than there are workers.
     let first = |all: &[Reply]| all.iter().find(|reply| reply.status() == "chunk").expect("a chunk").at;
-    let begun = chats.iter().map(|all| first(all)).max().unwrap();
-    let ended = chats.iter().map(|all| all.last().unwrap().at).min().unwrap();
-    assert!(begun < ended, "one had ended {:?} before another began", begun - ended);
+    let spans: Vec<_> = chats.iter().map(|all| (first(all), all.last().unwrap().at)).collect();
+    let open_at = |moment| spans.iter().filter(|(begun, ended)| *begun <= moment && moment < *ended).count();
+    let most = spans.iter().map(|(begun, _)| open_at(*begun)).max().unwrap();
+    assert!(most > 2, "at most {most} of 8 chats were open at a time");
     for all in &chats {
         assert!(!streamed_text(all).is_empty());
         assert!(all.iter().filter(|reply| reply.status() == "chunk").count() >= 10);
