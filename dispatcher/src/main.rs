@@ -7,12 +7,10 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use dispatcher::Config;
-use runtime::health::{self, Unready};
+use runtime::config::EXIT_FAULTY;
+use runtime::health;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-
-/// Exit code of a faulty configuration (`EX_USAGE`).
-const FAULTY: u8 = 64;
 
 /// Takes requests from NATS, decides what they are and where they go, and queues them for the workers.
 #[derive(Debug, Parser)]
@@ -46,30 +44,17 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(faults) => {
             eprintln!("{faults}");
-            return ExitCode::from(FAULTY);
+            return ExitCode::from(EXIT_FAULTY);
         }
     };
     if let Some(Command::Healthcheck) = args.command {
-        return healthcheck(&config);
+        return health::healthcheck(&config.common.telemetry);
     }
     match run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error:#}");
             ExitCode::FAILURE
-        }
-    }
-}
-
-fn healthcheck(config: &dispatcher::config::Checked) -> ExitCode {
-    match health::check(&config.common.telemetry) {
-        Ok(said) => {
-            println!("{said}");
-            ExitCode::SUCCESS
-        }
-        Err(unready) => {
-            println!("{unready}");
-            if matches!(unready, Unready::Unserved) { ExitCode::from(FAULTY) } else { ExitCode::FAILURE }
         }
     }
 }

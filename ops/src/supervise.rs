@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use nix::sys::signal::Signal;
+use runtime::config::EXIT_FAULTY;
 use tokio::sync::mpsc;
 
 use crate::child::{Exit, Launcher, Spec, WELL_AFTER, backoff};
@@ -14,8 +15,6 @@ use crate::log::{self, Console, Log};
 use crate::process::Identity;
 use crate::state::{Child, Phase, Role, State};
 
-/// A role that ends with this has a configuration that no new start can mend (`sysexits.h`: usage).
-const EXIT_CONFIG: i32 = 64;
 /// What workers get beyond their own drain: they give back what they could not finish.
 const DRAIN_ROOM: Duration = Duration::from_secs(10);
 /// Everybody else ends quickly: the longest is a dispatcher with its drain of 10 s and its last frames.
@@ -163,7 +162,7 @@ impl Supervisor {
         child.deaths_in_a_row = if child.since.elapsed() >= WELL_AFTER { 1 } else { child.deaths_in_a_row + 1 };
         let name = child.spec.name.clone();
         let last_words = log::tail(&self.home.log(&name), LAST_WORDS);
-        if exit.status.and_then(|status| status.code()) == Some(EXIT_CONFIG) {
+        if exit.status.and_then(|status| status.code()) == Some(EXIT_FAULTY.into()) {
             bail!("{name} refuses its configuration:\n{last_words}");
         }
         let pause = backoff(child.deaths_in_a_row);

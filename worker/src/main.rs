@@ -8,7 +8,8 @@ use std::sync::{Arc, LazyLock, OnceLock};
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use runtime::health::{Health, Unready};
+use runtime::config::EXIT_FAULTY;
+use runtime::health::Health;
 use runtime::telemetry::Metrics;
 use runtime::{bus, cache, config, health, sessions, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
@@ -47,8 +48,6 @@ enum Command {
 /// Which build this is, and for which devices it computes.
 static VERSION: LazyLock<String> = LazyLock::new(|| format!("{}, kernels: none", *runtime::RELEASE));
 
-/// The configuration cannot be used; as in sysexits.h.
-const EXIT_USAGE: u8 = 64;
 /// Something failed.
 const EXIT_FAILURE: u8 = 1;
 
@@ -59,11 +58,11 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(faults) => {
             eprintln!("the configuration cannot be used:\n{faults}");
-            return ExitCode::from(EXIT_USAGE);
+            return ExitCode::from(EXIT_FAULTY);
         }
     };
     if let Some(Command::Healthcheck) = command {
-        return healthcheck(&config);
+        return health::healthcheck(&config.common.telemetry);
     }
     match start(config) {
         Ok(()) => ExitCode::SUCCESS,
@@ -73,19 +72,6 @@ fn main() -> ExitCode {
                 false => eprintln!("worker: {error:#}"),
             }
             ExitCode::from(EXIT_FAILURE)
-        }
-    }
-}
-
-fn healthcheck(config: &Config) -> ExitCode {
-    match health::check(&config.common.telemetry) {
-        Ok(said) => {
-            println!("{said}");
-            ExitCode::SUCCESS
-        }
-        Err(unready) => {
-            println!("{unready}");
-            ExitCode::from(if matches!(unready, Unready::Unserved) { EXIT_USAGE } else { EXIT_FAILURE })
         }
     }
 }

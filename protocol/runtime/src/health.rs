@@ -16,7 +16,7 @@ use tracing::{info, warn};
 use crate::Error;
 use crate::telemetry::Metrics;
 
-pub use check::{Unready, check};
+pub use check::{Unready, check, healthcheck};
 
 /// Why a process should get no work; `Ok` where it should.
 pub type Ready = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;

@@ -7,7 +7,8 @@ use serde_json::Value;
 use tests::client::{Ask, Client};
 use tests::fleet::{Fleet, FleetOptions, Model};
 
-const NATS_PY: &str = "nats-py==2.16.0";
+/// The client library, one line: `name==version`.
+const REQUIREMENTS: &str = include_str!("../../clients/requirements.txt");
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests crate stands in the workspace").to_path_buf()
@@ -26,11 +27,12 @@ fn done(command: &mut Command) -> String {
 fn python() -> PathBuf {
     let venv = root().join(".flotilla/venv");
     let python = venv.join("bin/python3");
-    let check = format!("import importlib.metadata as m; assert 'nats-py==' + m.version('nats-py') == '{NATS_PY}'");
+    let pinned = REQUIREMENTS.trim_end();
+    let check = format!("import importlib.metadata as m; assert 'nats-py==' + m.version('nats-py') == '{pinned}'");
     let there = Command::new(&python).args(["-c", &check]).output().is_ok_and(|output| output.status.success());
     if !there {
         done(Command::new("python3").args(["-m", "venv"]).arg(&venv));
-        done(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", NATS_PY]));
+        done(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", pinned]));
     }
     python
 }

@@ -7,6 +7,9 @@ use toml::{Table, Value};
 
 use super::Common;
 
+/// Exit code of a process whose configuration cannot be used (`EX_USAGE` of sysexits.h): no new start mends it.
+pub const EXIT_FAULTY: u8 = 64;
+
 /// Every fault of a configuration, at once.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .0.join("\n"))]

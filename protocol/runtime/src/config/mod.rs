@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 pub use catalogue::{ModelEntry, ModelSource, default_catalogue};
-pub use load::{Faults, load};
+pub use load::{EXIT_FAULTY, Faults, load};
 
 /// `[nats]`
 #[derive(Clone, Debug, Deserialize)]

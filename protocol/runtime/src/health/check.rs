@@ -2,9 +2,10 @@
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use crate::config::Telemetry;
+use crate::config::{EXIT_FAULTY, Telemetry};
 
 /// How long an answer is waited for.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -23,6 +24,24 @@ pub enum Unready {
     /// It does not answer, or says that it is not ready.
     #[error("{0}")]
     Says(String),
+}
+
+/// The whole of a role's `healthcheck`: prints what [`check`] found, and the exit code that says it.
+#[must_use]
+pub fn healthcheck(telemetry: &Telemetry) -> ExitCode {
+    match check(telemetry) {
+        Ok(said) => {
+            println!("{said}");
+            ExitCode::SUCCESS
+        }
+        Err(unready) => {
+            println!("{unready}");
+            match unready {
+                Unready::Unserved => ExitCode::from(EXIT_FAULTY),
+                Unready::Says(_) => ExitCode::FAILURE,
+            }
+        }
+    }
 }
 
 /// Asks the process of this configuration whether it is ready; what it said.
