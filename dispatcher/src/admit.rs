@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use protocol::job::{Job, Turn};
+use protocol::job::{Job, PLAIN_VERSION, Turn};
 use protocol::record::{IdRecord, Record};
-use protocol::request::{Params, Part, Request, Task};
+use protocol::request::{Params, Part, Request, Task, TranscriptFormat};
 use protocol::token::{ModelRef, SessionId, Token};
-use protocol::{ErrorCode, Refusal, WIRE_VERSION};
+use protocol::{ErrorCode, Refusal};
 use rand::Rng;
 use runtime::bus::Arrival;
 use runtime::records::{self, IdClaim, Waiter};
@@ -64,7 +64,7 @@ pub fn job(incoming: &Incoming, request: Request, terms: &Terms, lane: &Lane) ->
     });
     let deadline_ms = u64::try_from(terms.deadline.as_millis()).unwrap_or(u64::MAX);
     Job {
-        version: WIRE_VERSION,
+        version: PLAIN_VERSION,
         id,
         tenant: incoming.tenant.clone(),
         task: terms.task.clone(),
@@ -72,7 +72,7 @@ pub fn job(incoming: &Incoming, request: Request, terms: &Terms, lane: &Lane) ->
         model: lane.model.name.clone(),
         priority: lane.priority,
         input: request.input,
-        params: seeded(request.params),
+        params: seeded(written(request.params, &terms.task, request.subtitles)),
         mode: request.mode,
         format: request.format,
         reply_to: incoming.reply_to.clone(),
@@ -81,6 +81,7 @@ pub fn job(incoming: &Incoming, request: Request, terms: &Terms, lane: &Lane) ->
         session: None,
         cache_key: None,
         traceparent: Some(incoming.trace.to_string()),
+        steps: None,
     }
 }
 
@@ -100,6 +101,12 @@ pub fn is_door_id(id: &Token, age: Duration) -> bool {
     let now = clock::now_ms() / 1000;
     // Another dispatcher's clock may run ahead a little.
     (now.saturating_sub(age.as_secs())..=now + 60).contains(&seconds)
+}
+
+/// What `Accept` says of a transcript is a parameter of a transcription, and of nothing else.
+fn written(params: Params, task: &Task, subtitles: Option<TranscriptFormat>) -> Params {
+    let subtitles = subtitles.filter(|_| *task == Task::Transcribe);
+    Params { format: params.format.or(subtitles), ..params }
 }
 
 /// Every attempt at a job draws the same numbers.
@@ -248,7 +255,7 @@ pub async fn reserve(dispatcher: &Dispatcher, job: &Job, session: SessionId) -> 
 
 /// The job stands in the queue, so its turn stands too. Where this fails, the worker's `begin` makes up for it.
 pub async fn confirm(dispatcher: &Dispatcher, job: &Job) {
-    if let Some(turn) = &job.session
+    if let Some(turn) = job.turn()
         && let Err(error) = dispatcher.sessions.confirm(&job.tenant, &turn.session, &job.id).await
     {
         tracing::warn!(%error, "a turn could not be confirmed");

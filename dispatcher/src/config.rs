@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use crate::Error;
 use crate::catalogue::Catalogue;
+use crate::pipelines::Pipelines;
 use crate::rules::{Rule, Rules};
 
 /// Everything a dispatcher reads.
@@ -29,7 +30,7 @@ pub struct Config {
 pub struct Options {
     /// Requests at the `infer` doors between receipt and decision; the next is `overloaded`.
     pub in_flight_max: usize,
-    /// Bytes of their bodies.
+    /// Bytes of their bodies; as many again may be in hand of the `submit` door, and of what steps of pipelines gave.
     pub in_flight_bytes_max: usize,
     /// Messages of the `submit` door in hand.
     pub submit_in_flight_max: usize,
@@ -71,6 +72,8 @@ pub struct Checked {
     pub options: Options,
     /// `[[model]]`
     pub catalogue: Catalogue,
+    /// `[[pipeline]]`
+    pub pipelines: Pipelines,
     /// `[[rule]]`
     pub rules: Rules,
 }
@@ -84,14 +87,15 @@ impl Config {
             faults.extend(found);
             Catalogue::default()
         });
-        let rules = Rules::new(self.rules, &catalogue).unwrap_or_else(|found| {
+        let pipelines = Pipelines::new(self.common.pipelines.clone());
+        let rules = Rules::new(self.rules, &catalogue, &pipelines).unwrap_or_else(|found| {
             faults.extend(found);
             Rules::default()
         });
         if !faults.is_empty() {
             return Err(Error::Config(faults));
         }
-        Ok(Checked { common: self.common, options: self.dispatcher, catalogue, rules })
+        Ok(Checked { common: self.common, options: self.dispatcher, catalogue, pipelines, rules })
     }
 }
 
@@ -154,6 +158,7 @@ mod tests {
         assert_eq!(config.dispatcher, Options::default());
         let (common, default) = (&config.common, Common::default());
         assert_eq!(common.models, default.models);
+        assert_eq!(common.pipelines, default.pipelines);
         assert_eq!((&common.nats.url, &common.redis.sessions), (&default.nats.url, &default.redis.sessions));
         assert_eq!((&common.redis.cache, &common.telemetry.filter), (&default.redis.cache, &default.telemetry.filter));
         assert_eq!(common.streams.limits(), default.streams.limits());

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use protocol::heartbeat::{EXPIRY, Heartbeat, INTERVAL, State};
-use protocol::job::Job;
 use protocol::token::Token;
 use protocol::{ErrorCode, Refusal, WIRE_VERSION, subject};
 use runtime::Bus;
@@ -180,11 +179,11 @@ fn concern(beat: &Heartbeat) -> Option<&'static str> {
 }
 
 /// At `infer` somebody waits; the durable door queues.
-pub fn check_workers(view: &View, door: Door, job: &Job) -> Result<(), Refusal> {
-    let workers = view.read().expect("no holder panics").workers(&job.model, Instant::now());
+pub fn check_workers(view: &View, door: Door, model: &str) -> Result<(), Refusal> {
+    let workers = view.read().expect("no holder panics").workers(model, Instant::now());
     match (door, workers) {
         (Door::Infer, Workers::Absent) => {
-            Err(Refusal::new(ErrorCode::Unavailable, format!("no worker has model '{}' now", job.model))
+            Err(Refusal::new(ErrorCode::Unavailable, format!("no worker has model '{model}' now"))
                 .retry_after(WORKER_RETRY))
         }
         _ => Ok(()),

@@ -22,6 +22,7 @@ use crate::admit;
 use crate::fleet::check_workers;
 use crate::ingress::Incoming;
 use crate::metrics::{self, CacheResult, During, Outcome};
+use crate::pipelines::{Plan, Planned};
 use crate::state::{Dispatcher, Stop, failed};
 
 /// How often a leader renews its lease of 10 s.
@@ -59,7 +60,7 @@ pub async fn enter(
     dispatcher: &Arc<Dispatcher>,
     incoming: &mut Incoming,
     job: &mut Job,
-    ask: &Ask<'_>,
+    ask: &Ask,
 ) -> Result<Entry, Stop> {
     let Some(key) = ask.key(job) else {
         return Ok(Entry::Lead(None));
@@ -79,7 +80,7 @@ pub async fn enter(
                 return Ok(Entry::Lead(lead));
             }
             Look::Taken(leader) => {
-                check_workers(&dispatcher.fleet, incoming.door, job)?;
+                check_workers(&dispatcher.fleet, incoming.door, &job.model)?;
                 match follow(dispatcher, incoming, job, &leader).await? {
                     Followed::Answer(answer) => {
                         metrics::cache(CacheResult::Shared);
@@ -203,11 +204,13 @@ pub async fn settle_hit(dispatcher: &Dispatcher, job: &Job, answer: Answer) -> R
 }
 
 /// What decides whether and as what a job is cached.
-#[derive(Clone, Copy, Debug)]
-pub struct Ask<'a> {
+#[derive(Clone, Debug)]
+pub struct Ask {
     policy: CachePolicy,
     sameness: Sameness,
-    model: &'a ModelEntry,
+    /// Of the model; of several, also what came before.
+    digest: String,
+    precision: String,
 }
 
 /// Whether the same request always has the same answer.
@@ -218,16 +221,19 @@ enum Sameness {
     Never,
 }
 
-impl<'a> Ask<'a> {
+impl Ask {
     /// As the request stands, before the door fixes its seed.
     #[must_use]
-    pub fn of(request: &Request, policy: CachePolicy, model: &'a ModelEntry) -> Self {
+    pub fn of(request: &Request, policy: CachePolicy, model: &ModelEntry, plan: Option<&Plan>) -> Self {
+        let before = plan.iter().flat_map(|plan| &plan.steps).map(|Planned { step, model }| {
+            format!("{} {} {} {} {},", step.part, step.task.as_str(), model.name, model.sha256, model.precision)
+        });
+        let digest = before.chain([model.sha256.clone()]).collect();
         let always = request.session.is_none() && request.params.deterministic();
-        Self { policy, sameness: if always { Sameness::Always } else { Sameness::Never }, model }
+        let sameness = if always { Sameness::Always } else { Sameness::Never };
+        Self { policy, sameness, digest, precision: model.precision.clone() }
     }
-}
 
-impl Ask<'_> {
     fn key(&self, job: &Job) -> Option<String> {
         if self.policy == CachePolicy::Bypass || self.sameness == Sameness::Never {
             return None;
@@ -235,8 +241,8 @@ impl Ask<'_> {
         Some(cache_key(&KeyParts {
             tenant: &job.tenant,
             model: &job.model,
-            digest: &self.model.sha256,
-            precision: &self.model.precision,
+            digest: &self.digest,
+            precision: &self.precision,
             task: &job.task,
             params: &job.params,
             input: &job.input,
@@ -323,8 +329,9 @@ mod tests {
             task: "chat".into(),
             output: Vec::new(),
             finish_reason: Finish::Stop,
-            usage: Usage { input_tokens: 1, output_tokens: 1 },
+            usage: Usage { input_tokens: 1, output_tokens: 1, ..Usage::default() },
             cache: CacheOutcome::Miss,
+            steps: Vec::new(),
         });
         assert!(matches!(shared(record(done.clone(), Some("a")), Some("a")), Followed::Answer(_)));
         assert!(matches!(shared(record(done.clone(), Some("b")), Some("a")), Followed::Astray));

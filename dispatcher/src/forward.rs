@@ -2,9 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use protocol::header::{self, Headers};
 use protocol::job::Job;
 use protocol::record::{End, Record};
+use protocol::request::Part;
 use protocol::{ErrorCode, Refusal, WIRE_VERSION, stream};
 use runtime::bus::{Arrival, Expect, Publish, PublishFault, publish_until};
 use runtime::clock;
@@ -14,6 +16,7 @@ use crate::admit::Identity;
 use crate::metrics::{self, Outcome};
 use crate::route::Lane;
 use crate::state::{Dispatcher, Stop};
+use crate::walk::BLOCKING_BYTES;
 
 /// How long a sender waits to hear what stands, where the queue did not answer.
 const END_WAIT: Duration = Duration::from_secs(2);
@@ -24,9 +27,9 @@ pub async fn publish(dispatcher: &Dispatcher, lane: &Lane, job: &Job) -> Result<
     let message = Publish {
         stream: stream::JOBS,
         subject: lane.subject(),
-        body: job.encode(),
+        body: encode(job).await,
         headers: job.traceparent.iter().fold(Headers::new(), |headers, trace| headers.with(header::TRACEPARENT, trace)),
-        id: Some(format!("{}/{}", job.tenant, job.id)),
+        id: Some(format!("{}/{}", job.tenant, job.name())),
         expect: Expect::Any,
     };
     let give_up = clock::now_ms().saturating_add(dispatcher.options.publish_wait_ms).min(job.deadline_ms);
@@ -34,6 +37,18 @@ pub async fn publish(dispatcher: &Dispatcher, lane: &Lane, job: &Job) -> Result<
     let acked = publish_until(&dispatcher.bus, &message, give_up).await;
     metrics::published(begun.elapsed());
     acked.map(|acked| acked.arrival)
+}
+
+/// The job's bytes; many of them are written on a thread that may block.
+async fn encode(job: &Job) -> Bytes {
+    let ahead = job.steps.iter().filter_map(|steps| steps.ahead.as_ref()).flat_map(|ahead| &ahead.input);
+    let bytes: usize = job.input.iter().chain(ahead).map(Part::bytes).sum();
+    if bytes <= BLOCKING_BYTES {
+        return job.encode();
+    }
+    // A picture or sound is not copied by this.
+    let job = job.clone();
+    tokio::task::spawn_blocking(move || job.encode()).await.expect("a job always encodes")
 }
 
 /// A job that was not stored, as far as is known.
@@ -69,7 +84,8 @@ pub async fn given_up(dispatcher: &Dispatcher, lane: &Lane, unsent: Unsent<'_>) 
     }
 }
 
-fn refusal(dispatcher: &Dispatcher, lane: &Lane, fault: &PublishFault) -> Refusal {
+/// What a publish that failed means for the sender.
+pub fn refusal(dispatcher: &Dispatcher, lane: &Lane, fault: &PublishFault) -> Refusal {
     match fault {
         PublishFault::Full(limit) => {
             tracing::info!(lane = lane.subject(), %limit, "a lane is full");

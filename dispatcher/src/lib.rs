@@ -2,7 +2,8 @@
 //!
 //! The walk of one message, a module a step: [`ingress`] takes it, [`classify`] says what it is, [`rules`] and
 //! [`terms`] what is wanted, [`route`] which lane, [`admit`] whether (identity, [`flight`] for the cache, session),
-//! [`forward`] stores the job. [`walk`] is the thread through them. The reply does not come back this way: workers
+//! [`forward`] stores the job. Where several models answer one request, [`pipelines`] plans the steps, and [`steps`]
+//! queues each job when the one before is done. [`walk`] is the thread through them. The reply does not come back this way: workers
 //! answer clients themselves. What is answered here is refusals, repeats and cache hits ([`answer`]), and [`control`].
 //! [`fleet`] and [`pace`] hold what is known of the workers; [`run`] starts and stops it all.
 #![forbid(unsafe_code)]
@@ -22,11 +23,15 @@ pub mod forward;
 pub mod ingress;
 pub mod metrics;
 pub mod pace;
+pub mod pipelines;
+mod pull;
 pub mod room;
 pub mod route;
 pub mod rules;
 mod run;
+mod slots;
 pub mod state;
+pub mod steps;
 pub mod streams;
 pub mod terms;
 pub mod walk;

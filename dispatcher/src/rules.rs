@@ -13,6 +13,7 @@ use serde::Deserialize;
 
 use crate::catalogue::Catalogue;
 use crate::classify::{Class, Language, is_language_code};
+use crate::pipelines::Pipelines;
 
 /// How much of a text a rule's `regex` sees: matching is linear, and this bounds the line.
 pub const REGEX_TEXT_BYTES_MAX: usize = 64 * 1024;
@@ -117,7 +118,7 @@ pub struct Rules(Vec<Checked>);
 
 impl Rules {
     /// Checks and compiles; on fault, every fault.
-    pub fn new(rules: Vec<Rule>, catalogue: &Catalogue) -> Result<Self, Vec<String>> {
+    pub fn new(rules: Vec<Rule>, catalogue: &Catalogue, pipelines: &Pipelines) -> Result<Self, Vec<String>> {
         let mut faults = Vec::new();
         if rules.len() > RULES_MAX {
             faults.push(format!("rule: {} rules, the limit is {RULES_MAX}", rules.len()));
@@ -125,8 +126,8 @@ impl Rules {
         let checked = rules.into_iter().enumerate().filter_map(|(index, rule)| {
             let name = rule.name.clone().unwrap_or_else(|| format!("number {}", index + 1));
             let mut fault = |what: String| faults.push(format!("rule {name}: {what}"));
-            check_match(&rule.when, &mut fault);
-            check_set(&rule.set, catalogue, &mut fault);
+            check_match(&rule.when, pipelines, &mut fault);
+            check_set(&rule.set, catalogue, pipelines, &mut fault);
             let header_pattern = rule.when.header.as_ref().and_then(|header| header.regex.as_deref());
             let header_regex = compile(header_pattern, "match.header.regex", &mut fault);
             let text_regex = compile(rule.when.regex.as_deref(), "match.regex", &mut fault);
@@ -176,9 +177,11 @@ impl Checked {
     }
 }
 
-fn check_match(when: &Match, fault: &mut impl FnMut(String)) {
-    if let Some(Task::Pipeline(task)) = &when.task {
-        fault(format!("match.task '{task}' is no task"));
+fn check_match(when: &Match, pipelines: &Pipelines, fault: &mut impl FnMut(String)) {
+    if let Some(Task::Pipeline(task)) = &when.task
+        && !pipelines.has(task)
+    {
+        fault(format!("match.task '{task}' is neither a task nor a pipeline"));
     }
     if let Some(tenant) = &when.tenant
         && Token::parse("tenant", tenant).is_err()
@@ -203,12 +206,14 @@ fn check_match(when: &Match, fault: &mut impl FnMut(String)) {
     }
 }
 
-fn check_set(set: &Set, catalogue: &Catalogue, fault: &mut impl FnMut(String)) {
+fn check_set(set: &Set, catalogue: &Catalogue, pipelines: &Pipelines, fault: &mut impl FnMut(String)) {
     if *set == Set::default() {
         fault("set is empty".to_owned());
     }
-    if let Some(Task::Pipeline(task)) = &set.task {
-        fault(format!("set.task '{task}' is no task"));
+    if let Some(Task::Pipeline(task)) = &set.task
+        && !pipelines.has(task)
+    {
+        fault(format!("set.task '{task}' is neither a task nor a pipeline"));
     }
     if let Some(model) = &set.model
         && let Err(refusal) = catalogue.find(model, set.precision.as_deref())

@@ -22,6 +22,7 @@ use crate::metrics;
 use crate::pace::Pace;
 use crate::room::{self, Room};
 use crate::state::Dispatcher;
+use crate::steps;
 use crate::streams::Streams;
 
 /// How often Redis is asked whether it still holds the sessions.
@@ -58,6 +59,7 @@ pub async fn run(config: Checked, shown: Metrics, stop: CancellationToken) -> Re
     let doors = ingress::infer::open(&dispatcher, &tasks, &stop).await?;
     parts.spawn(part("the interactive doors", doors));
     parts.spawn(part("the durable door", ingress::submit::pull(Arc::clone(&dispatcher), tasks.clone(), stop.clone())));
+    parts.spawn(part("the stream of steps", steps::pull(Arc::clone(&dispatcher), tasks.clone(), stop.clone())));
     let _ = open.set(bus);
     tracing::info!(models = dispatcher.catalogue.iter().count(), "ready");
     // The parts end with the stop too: that is no failure of theirs.
@@ -87,7 +89,7 @@ fn readiness(open: Arc<OnceLock<Bus>>, stop: CancellationToken) -> impl Fn() -> 
 }
 
 async fn assemble(bus: Bus, sessions: Sessions, config: Checked) -> Result<Dispatcher, Error> {
-    let Checked { common, options, catalogue, rules } = config;
+    let Checked { common, options, catalogue, pipelines, rules } = config;
     let pace = Arc::new(Pace::default());
     let observed = Arc::clone(&pace);
     Ok(Dispatcher {
@@ -95,6 +97,7 @@ async fn assemble(bus: Bus, sessions: Sessions, config: Checked) -> Result<Dispa
         responses: Responses::new(&common.redis)?,
         done: records::watch_done_with(&bus, move |record| observed.observe(record)).await?,
         catalogue,
+        pipelines,
         rules,
         fleet: Arc::new(RwLock::new(Fleet::new(Instant::now()))),
         pace,

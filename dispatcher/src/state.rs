@@ -17,6 +17,7 @@ use crate::config::Options;
 use crate::fleet::View;
 use crate::metrics::Outcome;
 use crate::pace::Pace;
+use crate::pipelines::Pipelines;
 use crate::room::Room;
 use crate::rules::Rules;
 
@@ -32,6 +33,8 @@ pub struct Dispatcher {
     pub done: Done,
     /// The models.
     pub catalogue: Catalogue,
+    /// Which requests several models answer.
+    pub pipelines: Pipelines,
     /// The rules.
     pub rules: Rules,
     /// Written by [`crate::fleet::watch`].

@@ -29,13 +29,16 @@ pub struct Streams {
 }
 
 impl Streams {
-    /// Every stream, and the consumers of every lane of the catalogue and of the durable door.
+    /// Every stream, and the consumers of every lane of the catalogue, of the durable door and of steps.
     #[must_use]
     pub fn new(streams: &config::Streams, catalogue: &Catalogue) -> Self {
         let lanes = catalogue.iter().flat_map(|model| {
             Priority::ALL.map(|priority| stream::lane_consumer(model.modality, &model.name, priority))
         });
-        Self { limits: streams.limits(), consumers: lanes.chain([stream::ingress_consumer()]).collect() }
+        Self {
+            limits: streams.limits(),
+            consumers: lanes.chain([stream::ingress_consumer(), stream::steps_consumer()]).collect(),
+        }
     }
 
     /// Makes them what they should be, and tries until NATS takes them. `Err` where no wait mends what is wrong.

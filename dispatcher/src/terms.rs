@@ -51,7 +51,9 @@ impl Terms {
 #[cfg(test)]
 mod tests {
     use protocol::header::Headers;
-    use protocol::request::Incoming;
+    use protocol::media::Modality;
+    use protocol::request::{Blob, Content, Incoming, Part, Role};
+    use runtime::config::ModelEntry;
 
     use super::*;
     use crate::catalogue::Catalogue;
@@ -119,5 +121,43 @@ mod tests {
         assert_eq!(code(r#"{"input":"hi","model":"a@f16"}"#), "model_not_found");
         let params = request(r#"{"input":"hi","params":{"max_tokens":2049}}"#).params;
         assert!(check_params(&params, &entry("a")).is_err());
+    }
+
+    #[test]
+    fn every_task_has_its_lane_by_what_it_is_done_on() {
+        let model =
+            |name: &str, modality, tasks: &[Task]| ModelEntry { modality, tasks: tasks.to_vec(), ..entry(name) };
+        let catalogue = Catalogue::new(vec![
+            entry("chat"),
+            model("eye", Modality::Image, &[Task::Classify]),
+            model("texts", Modality::Text, &[Task::Embed, Task::Score]),
+            model("pictures", Modality::Image, &[Task::Embed, Task::Classify]),
+            model("ear", Modality::Audio, &[Task::Transcribe]),
+        ])
+        .unwrap();
+        let media = |modality, mime: &str, data: Vec<u8>| Part {
+            role: Role::User,
+            content: Content::Media { modality, mime: mime.to_owned(), data: Blob(data.into()) },
+        };
+        let (png, wav) = (::tests::media::png(1, 1), ::tests::media::wav());
+        let (png, wav) = (media(Modality::Image, "image/png", png), media(Modality::Audio, "audio/wav", wav));
+        let lane = |task: Option<&str>, input: &[&Part]| {
+            let mut request = request("x");
+            request.input = input.iter().map(|&part| part.clone()).collect();
+            request.task = task.map(|task| Task::from(task.to_owned()));
+            let class = classify(&request, Language::Skip).unwrap();
+            let terms = Terms::decide(&request, &class, None, &Door::Infer);
+            route(&class, &terms, &catalogue).map(|lane| lane.subject()).map_err(|refusal| refusal.code.as_str())
+        };
+        let text = Part::user("hi");
+        let subject = |name: &str| Ok(format!("jobs.{name}.interactive"));
+        assert_eq!(lane(None, &[&text]), subject("text.chat"));
+        assert_eq!(lane(None, &[&png]), subject("image.eye"));
+        assert_eq!(lane(None, &[&wav]), subject("audio.ear"));
+        assert_eq!(lane(Some("embed"), &[&text, &text, &text]), subject("text.texts"));
+        assert_eq!(lane(Some("score"), &[&text, &text]), subject("text.texts"));
+        assert_eq!(lane(Some("embed"), &[&png]), subject("image.pictures"));
+        assert_eq!(lane(Some("transcribe"), &[&text]), Err("model_not_found"));
+        assert_eq!(lane(Some("score"), &[&wav]), Err("model_not_found"));
     }
 }

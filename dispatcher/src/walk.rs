@@ -7,8 +7,9 @@ use bytes::Bytes;
 use protocol::header::{self, Headers};
 use protocol::media::Modality;
 use protocol::record::Record;
-use protocol::request::{self, Request};
+use protocol::request::{self, Request, Task};
 use protocol::{ErrorCode, Refusal};
+use runtime::bus::Arrival;
 use tracing::Instrument;
 
 use crate::admit::{self, Asker, Named};
@@ -19,13 +20,14 @@ use crate::flight::{self, Ask, Entry};
 use crate::forward::{self, Unsent};
 use crate::ingress::Incoming;
 use crate::metrics::{self, Labels, Outcome};
+use crate::pipelines::Plan;
 use crate::route::{self, Lane};
 use crate::rules::Facts;
 use crate::state::{Dispatcher, Stop};
 use crate::terms::Terms;
 
-/// Bodies above this are read on a thread that may block, so that small requests are not held up.
-const BLOCKING_BYTES: usize = 256 * 1024;
+/// Bodies above this are read and written on a thread that may block, so that small requests are not held up.
+pub(crate) const BLOCKING_BYTES: usize = 256 * 1024;
 
 /// What is decided of a message.
 #[derive(Debug)]
@@ -85,10 +87,10 @@ async fn walk(dispatcher: &Arc<Dispatcher>, incoming: &mut Incoming, labels: &mu
     let manner = Manner::of(&request);
     let mut job = None;
     let stop = match decide(dispatcher, incoming, &request, &class) {
-        Ok((terms, lane)) => {
+        Ok(Way { terms, lane, plan }) => {
             labels.model.clone_from(&lane.model.name);
             tracing::Span::current().record("model", lane.model.name.as_str());
-            go(dispatcher, incoming, Wish { request, terms, lane }, &mut job).await.err()
+            go(dispatcher, incoming, Wish { request, way: Way { terms, lane, plan } }, &mut job).await.err()
         }
         Err(refusal) => Some(Stop::Refused(refusal)),
     };
@@ -105,10 +107,19 @@ async fn walk(dispatcher: &Arc<Dispatcher>, incoming: &mut Incoming, labels: &mu
 pub struct Wish {
     /// The request.
     pub request: Request,
+    /// Its way.
+    pub way: Way,
+}
+
+/// Where a request would go.
+#[derive(Debug)]
+pub struct Way {
     /// Its terms.
     pub terms: Terms,
-    /// Its lane.
+    /// The lane of the model that answers.
     pub lane: Lane,
+    /// The steps before it, where several models answer.
+    pub plan: Option<Plan>,
 }
 
 /// Steps 2 and 3: bytes to a request and its class.
@@ -139,19 +150,26 @@ fn decode(
 }
 
 /// Rules and step 5: what is wanted and which lane has it. It comes before admission, which needs the model's digest.
-fn decide(
-    dispatcher: &Dispatcher,
-    incoming: &Incoming,
-    request: &Request,
-    class: &Class,
-) -> Result<(Terms, Lane), Refusal> {
+fn decide(dispatcher: &Dispatcher, incoming: &Incoming, request: &Request, class: &Class) -> Result<Way, Refusal> {
     let _step = tracing::debug_span!("route").entered();
     let text = classify::last_text(&request.input);
     let facts = Facts { class, tenant: &incoming.tenant, headers: &incoming.headers, text };
-    let terms = Terms::decide(request, class, dispatcher.rules.first(&facts), &incoming.door);
-    let lane = route::route(class, &terms, &dispatcher.catalogue)?;
+    let mut terms = Terms::decide(request, class, dispatcher.rules.first(&facts), &incoming.door);
+    let plan = dispatcher.pipelines.plan(&request.input, class, &terms, &dispatcher.catalogue)?;
+    let task = plan.as_ref().map_or(&terms.task, |plan| &plan.task);
+    if request.session.is_some() && !matches!(task, Task::Chat | Task::Complete) {
+        let task = task.as_str();
+        return Err(Refusal::invalid(format!("a session remembers a conversation, and '{task:.64}' is none")));
+    }
+    let lane = match &plan {
+        Some(plan) => {
+            terms.task = plan.task.clone();
+            plan.last.clone()
+        }
+        None => route::route(class, &terms, &dispatcher.catalogue)?,
+    };
     route::check_params(&request.params, &lane.model)?;
-    Ok((terms, lane))
+    Ok(Way { terms, lane, plan })
 }
 
 /// Steps 4 and 6: admission and the queue. `named` is set as soon as the message may speak of its id.
@@ -161,10 +179,10 @@ async fn go(
     wish: Wish,
     named: &mut Option<Named>,
 ) -> Result<(), Stop> {
-    let Wish { request, terms, lane } = wish;
+    let Wish { request, way: Way { terms, lane, plan } } = wish;
     let identity = admit::identify(incoming, &request);
     let session = request.session.clone();
-    let ask = Ask::of(&request, terms.cache, &lane.model);
+    let ask = Ask::of(&request, terms.cache, &lane.model, plan.as_ref());
     let mut job = admit::job(incoming, request, &terms, &lane);
     tracing::Span::current().record("job", job.id.as_str());
     let claim = admit::claim(dispatcher, incoming.door, &job, &identity).await?;
@@ -176,9 +194,19 @@ async fn go(
         Entry::Hit(answer) => return Err(flight::settle_hit(dispatcher, &job, *answer).await?),
         Entry::Lead(lead) => lead,
     };
-    fleet::check_workers(&dispatcher.fleet, incoming.door, &job)?;
+    let steps = plan.iter().flat_map(Plan::models);
+    for model in steps.chain([lane.model.as_ref()]) {
+        fleet::check_workers(&dispatcher.fleet, incoming.door, &model.name)?;
+    }
     if let Some(session) = session {
         job.session = Some(admit::reserve(dispatcher, &job, session).await?);
+    }
+    let (lane, mut job) = match plan {
+        Some(plan) => plan.begin(job),
+        None => (lane, job),
+    };
+    if job.steps.is_some() && claim.asker == Asker::Repeat {
+        job.reply_to = None;
     }
     let arrival = match forward::publish(dispatcher, &lane, &job).await {
         Ok(arrival) => arrival,
@@ -188,6 +216,8 @@ async fn go(
         lead.published(arrival, job.deadline_ms);
     }
     admit::confirm(dispatcher, &job).await;
+    // A step speaks to nobody: whatever became of this one, its request was asked before, and is answered from the record.
+    let arrival = if job.steps.is_some() && claim.asker == Asker::Repeat { Arrival::Repeat } else { arrival };
     match claim.waiter {
         Some(waiter) if admit::must_answer(incoming, arrival, claim.asker) => {
             // The job in the queue is another message's, whoever had the id first.

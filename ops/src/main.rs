@@ -5,6 +5,7 @@ mod ask;
 mod bench;
 mod child;
 mod client;
+mod convert;
 mod depot;
 mod doctor;
 mod down;
@@ -22,6 +23,7 @@ mod progress;
 mod provision;
 mod settings;
 mod shelf;
+mod show;
 #[cfg(test)]
 mod stage;
 mod state;
@@ -76,6 +78,7 @@ struct Cli {
 const EXAMPLES: &str = "Examples:
   flotilla up --workers 2 --detach       start a fleet, and return when it answers
   flotilla ask 'What is NATS?' --stream  ask it, and read along
+  flotilla ask --image cat.jpg           show it a picture, play it a sound (--audio)
   flotilla status                        who is there, what waits
   flotilla doctor                        what is wrong, and what mends it
   flotilla down                          stop it; work in hand is finished first
@@ -92,9 +95,9 @@ enum Command {
     Up(up::Up),
     /// Stop the local fleet, and whatever a killed one left behind
     Down,
-    /// Ask one question
+    /// Ask one question, with pictures or sounds, or turn texts into vectors
     #[command(
-        after_help = "Examples:\n  flotilla ask 'What is NATS?' --stream\n  flotilla ask --session tea 'My name is Ada.'\n  flotilla ask --session tea 'What is my name?'\n  cat essay.txt | flotilla ask - --max-tokens 64 --json"
+        after_help = "Examples:\n  flotilla ask 'What is NATS?' --stream\n  flotilla ask --session tea 'My name is Ada.'\n  flotilla ask --session tea 'What is my name?'\n  cat essay.txt | flotilla ask - --max-tokens 64 --json\n  flotilla ask --image cat.jpg\n  flotilla ask --audio memo.ogg --format srt > memo.srt\n  flotilla ask --audio question.wav 'Answer in one sentence.'\n  flotilla ask --embed 'a cat' 'a kitten' 'a tractor'"
     )]
     Ask(ask::Ask),
     /// Show dispatchers, workers, lanes and streams; exit 1 if the fleet cannot answer
@@ -103,7 +106,7 @@ enum Command {
     /// Show and get models
     #[command(
         subcommand,
-        after_help = "Examples:\n  flotilla models list\n  flotilla models pull smollm2-135m-instruct\n  FLOTILLA_INDEX=https://user:password@mirror/simple flotilla models pull --models /srv/models"
+        after_help = "Examples:\n  flotilla models list\n  flotilla models pull whisper-base\n  FLOTILLA_INDEX=https://user:password@mirror/simple flotilla models pull --models /srv/models"
     )]
     Models(models::Models),
     /// Check this machine and the fleet; exit 1 if a check fails
@@ -163,7 +166,9 @@ fn run(cli: Cli) -> Result<ExitCode> {
             eprintln!("{}", if down::down(&home)? { "the fleet is down" } else { "no fleet is up here" });
         }
         Command::Provision(index) => up::get_missing(&surroundings(home, index)?)?,
-        Command::Models(models) => models.run(&config(&home)?.common.models, &Shelf::of(&home), pip_index())?,
+        Command::Models(models) => {
+            models.run(&config(&home)?, &Shelf::of(&home), pip_index(), &address(cli.nats, &home))?;
+        }
         command => return speak(command, &address(cli.nats, &home), &home),
     }
     Ok(ExitCode::SUCCESS)
@@ -197,7 +202,7 @@ fn address(given: Option<String>, home: &Home) -> String {
 fn surroundings(home: Home, index: Choice) -> Result<Surroundings> {
     let settings = config(&home)?;
     let drain = settings.drain();
-    let models = settings.common.models;
+    let models = settings.wanted().into_iter().cloned().collect();
     let path = std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default();
     let program = std::env::current_exe().context("find this program")?;
     let console = Console::of_stdout(std::env::var("NO_COLOR").ok().as_deref());

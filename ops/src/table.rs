@@ -14,7 +14,8 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
 
 fn line(row: &[String], widths: &[usize]) -> String {
     let cells = row.iter().zip(widths).map(|(cell, &width)| {
-        let number = cell.starts_with(|c: char| c.is_ascii_digit());
+        let digits = cell.strip_prefix('-').unwrap_or(cell);
+        let number = digits.starts_with(|c: char| c.is_ascii_digit());
         if number { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
     });
     cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()

@@ -61,7 +61,7 @@ pub(crate) struct Surroundings {
     pub(crate) path: Vec<PathBuf>,
     /// This program.
     pub(crate) program: PathBuf,
-    /// The catalogue.
+    /// What its workers load.
     pub(crate) models: Vec<ModelEntry>,
     /// Where what is missing comes from.
     pub(crate) source: Source,

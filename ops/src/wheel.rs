@@ -49,7 +49,8 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    fn mode(self) -> u32 {
+    /// Of the file.
+    pub(crate) fn mode(self) -> u32 {
         match self {
             Kind::Program => 0o755,
             Kind::Data => 0o644,
@@ -91,13 +92,15 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A wheel of one member, for tests.
+/// A wheel, for tests.
 #[cfg(test)]
-pub(crate) fn packed(path: &str, content: &[u8]) -> Vec<u8> {
+pub(crate) fn packed(members: &[(&str, &[u8])]) -> Vec<u8> {
     use std::io::Write;
     let mut writer = zip::ZipWriter::new(io::Cursor::new(Vec::new()));
-    writer.start_file(path, zip::write::SimpleFileOptions::default()).unwrap();
-    writer.write_all(content).unwrap();
+    for (path, content) in members {
+        writer.start_file(*path, zip::write::SimpleFileOptions::default()).unwrap();
+        writer.write_all(content).unwrap();
+    }
     writer.finish().unwrap().into_inner()
 }
 
@@ -114,7 +117,7 @@ mod tests {
         fs::create_dir_all(&dir).unwrap();
         let wheel = Wheel { name: "x".into(), version: "1".into(), sha256: String::new() };
         let (file, out) = (dir.join("x-1-py3-none-any.whl"), dir.join("out"));
-        fs::write(&file, packed("x/data", b"abc")).unwrap();
+        fs::write(&file, packed(&[("x/data", b"abc")])).unwrap();
         let member = |path: &str, sha256: &str, kind| Member {
             wheel: wheel.clone(),
             path: path.into(),

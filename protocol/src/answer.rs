@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::request::TranscriptFormat;
 use crate::token::Token;
 
 /// A whole answer, as records hold it and clients get it.
@@ -17,10 +18,61 @@ pub struct Answer {
     pub output: Vec<Output>,
     /// Why it ended.
     pub finish_reason: Finish,
-    /// What it cost.
+    /// What it cost, with the steps before.
     pub usage: Usage,
     /// Computed now, or before.
     pub cache: CacheOutcome,
+    /// What the steps of a pipeline gave before, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<Given>,
+}
+
+/// What one step of a pipeline gave.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Given {
+    /// Which task was done.
+    pub task: String,
+    /// By which model.
+    pub model: String,
+    /// What came out.
+    pub output: Output,
+    /// What it cost; `None` where the worker that computed it does not say so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
+}
+
+/// What streams: generated text, or what was said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Streamed {
+    /// Generated text.
+    Text,
+    /// What was said.
+    Transcript,
+}
+
+impl Streamed {
+    /// The word in `Flotilla-Kind`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Streamed::Text => "text",
+            Streamed::Transcript => "transcript",
+        }
+    }
+
+    /// A piece of it as an output.
+    #[must_use]
+    pub const fn piece(self, text: String) -> Output {
+        match self {
+            Streamed::Text => Output::Text { text },
+            Streamed::Transcript => Output::Transcript {
+                text,
+                language: String::new(),
+                segments: Vec::new(),
+                format: TranscriptFormat::Text,
+            },
+        }
+    }
 }
 
 /// One piece of output.
@@ -34,12 +86,16 @@ pub enum Output {
     },
     /// What was said.
     Transcript {
-        /// All of it.
+        /// All of it, as `format` says: a SubRip or WebVTT document where one was asked for.
         text: String,
-        /// ISO 639-1.
+        /// ISO 639-1; left out where nothing was said that would tell.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
         language: String,
         /// Its parts with times in seconds.
         segments: Vec<Segment>,
+        /// How it is written; left out where it is plain text.
+        #[serde(default, skip_serializing_if = "TranscriptFormat::is_text")]
+        format: TranscriptFormat,
     },
     /// What it is.
     Labels {
@@ -130,10 +186,33 @@ impl Finish {
 /// What an answer cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
-    /// Tokens of the rendered prompt.
+    /// Tokens of the rendered prompt, or of all texts that became vectors.
     pub input_tokens: u64,
     /// Tokens generated.
     pub output_tokens: u64,
+    /// Pictures looked at.
+    #[serde(default, skip_serializing_if = "none")]
+    pub images: u64,
+    /// Milliseconds of sound heard.
+    #[serde(default, skip_serializing_if = "none")]
+    pub audio_ms: u64,
+}
+
+impl Usage {
+    /// Both together.
+    #[must_use]
+    pub const fn plus(self, other: Usage) -> Usage {
+        Usage {
+            input_tokens: self.input_tokens.saturating_add(other.input_tokens),
+            output_tokens: self.output_tokens.saturating_add(other.output_tokens),
+            images: self.images.saturating_add(other.images),
+            audio_ms: self.audio_ms.saturating_add(other.audio_ms),
+        }
+    }
+}
+
+fn none(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Whether an answer came from the response cache.
@@ -165,6 +244,16 @@ impl Answer {
         match self.output.first() {
             Some(Output::Text { text } | Output::Transcript { text, .. }) => text,
             _ => "",
+        }
+    }
+
+    /// What of it streams; `None` for labels, vectors and scores, which come as a whole.
+    #[must_use]
+    pub fn streamed(&self) -> Option<Streamed> {
+        match self.output.first() {
+            Some(Output::Text { .. }) | None => Some(Streamed::Text),
+            Some(Output::Transcript { .. }) => Some(Streamed::Transcript),
+            Some(Output::Labels { .. } | Output::Embedding { .. } | Output::Score { .. }) => None,
         }
     }
 

@@ -4,16 +4,21 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::WIRE_VERSION;
+use crate::answer::Given;
 use crate::error::{ErrorCode, Refusal};
 use crate::malformed::unquoted;
 use crate::media::Modality;
+use crate::pipeline::Steps;
 use crate::request::{Format, Mode, Params, Part, Priority, Task};
 use crate::token::{SessionId, Token};
+
+/// The version of a job without steps: every release reads it.
+pub const PLAIN_VERSION: u32 = 1;
 
 /// An admitted request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Job {
-    /// [`WIRE_VERSION`] of the writer.
+    /// What a reader must know: [`PLAIN_VERSION`], or [`WIRE_VERSION`] where the job has steps.
     pub version: u32,
     /// Its id, unique within the tenant.
     pub id: Token,
@@ -51,6 +56,9 @@ pub struct Job {
     /// W3C trace context of the request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
+    /// Its place among the jobs of a pipeline; `None` where it is alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<Steps>,
 }
 
 /// A job's place in a session.
@@ -63,6 +71,34 @@ pub struct Turn {
 }
 
 impl Job {
+    /// Whether another job of the same request follows: what it gives is no answer.
+    #[must_use]
+    pub fn is_step(&self) -> bool {
+        self.steps.as_ref().is_some_and(|steps| steps.ahead.is_some())
+    }
+
+    /// Its name among all jobs, a step's other than its request's id.
+    #[must_use]
+    pub fn name(&self) -> Token {
+        match &self.steps {
+            Some(steps) if self.is_step() => Token::step(&self.id, steps.number),
+            _ => self.id.clone(),
+        }
+    }
+
+    /// The request's place in a session.
+    #[must_use]
+    pub fn turn(&self) -> Option<&Turn> {
+        let ahead = self.steps.as_ref().and_then(|steps| steps.ahead.as_ref());
+        self.session.as_ref().or(ahead.and_then(|ahead| ahead.turn.as_ref()))
+    }
+
+    /// What the jobs before it gave.
+    #[must_use]
+    pub fn given(&self) -> &[Given] {
+        self.steps.as_ref().map_or(&[], |steps| &steps.given)
+    }
+
     /// As it stands in the queue.
     #[must_use]
     pub fn encode(&self) -> Bytes {

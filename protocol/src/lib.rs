@@ -14,6 +14,7 @@ pub mod heartbeat;
 pub mod job;
 mod malformed;
 pub mod media;
+pub mod pipeline;
 pub mod record;
 pub mod reply;
 pub mod request;
@@ -23,5 +24,6 @@ pub mod token;
 
 pub use error::{ErrorCode, Fault, Refusal};
 
-/// Version of the messages between our own roles. A reader refuses a greater one and tolerates unknown fields.
-pub const WIRE_VERSION: u32 = 1;
+/// Version of the messages between our own roles. A reader refuses a greater one and tolerates unknown fields. 2: jobs of
+/// pipelines, which a reader of 1 would settle as if they were whole; jobs without steps are still written as 1.
+pub const WIRE_VERSION: u32 = 2;

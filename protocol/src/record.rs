@@ -3,8 +3,10 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::answer::Answer;
+use crate::WIRE_VERSION;
+use crate::answer::{Answer, Given};
 use crate::error::{ErrorCode, Refusal};
+use crate::job::Job;
 use crate::malformed::unquoted;
 use crate::request::{Format, Part};
 use crate::token::{SessionId, Token};
@@ -55,6 +57,19 @@ pub struct SessionTurn {
     pub answer: Option<String>,
 }
 
+/// What a step of a pipeline gave, in STEPS until the next job stands in the queue. It holds all that the next job needs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepRecord {
+    /// [`WIRE_VERSION`] of the writer.
+    pub version: u32,
+    /// The job that is done, without its input, which is used up.
+    pub job: Job,
+    /// What it gave.
+    pub given: Given,
+    /// When it was written, in milliseconds since 1970.
+    pub settled_ms: u64,
+}
+
 /// What a client's id was first used for: the same id with another body is refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdRecord {
@@ -77,6 +92,27 @@ impl Record {
     /// Reads a record.
     pub fn decode(bytes: &[u8]) -> Result<Record, Refusal> {
         rmp_serde::from_slice(bytes).map_err(|error| malformed("result record", &error))
+    }
+}
+
+impl StepRecord {
+    /// As it stands in STEPS.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        rmp_serde::to_vec_named(self).expect("a step record always encodes").into()
+    }
+
+    /// Reads a record; one of a newer version is `unavailable`, since a newer reader knows it.
+    pub fn decode(bytes: &[u8]) -> Result<StepRecord, Refusal> {
+        #[derive(Deserialize)]
+        struct Version {
+            version: u32,
+        }
+        let peek: Version = rmp_serde::from_slice(bytes).map_err(|error| malformed("step record", &error))?;
+        if peek.version > WIRE_VERSION {
+            return Err(Refusal::new(ErrorCode::Unavailable, "the step record is of a newer wire version"));
+        }
+        rmp_serde::from_slice(bytes).map_err(|error| malformed("step record", &error))
     }
 }
 

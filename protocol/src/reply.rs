@@ -6,10 +6,10 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::answer::{Answer, CacheOutcome, Output};
+use crate::answer::{Answer, CacheOutcome, Given, Output, Streamed};
 use crate::error::Refusal;
 use crate::header::{self, Headers};
-use crate::request::Format;
+use crate::request::{Format, TranscriptFormat};
 use crate::token::Token;
 
 /// One message to a client.
@@ -92,6 +92,8 @@ pub struct ChunkOf<'a> {
     pub job: &'a Token,
     /// Which model.
     pub model: &'a str,
+    /// What streams.
+    pub kind: Streamed,
     /// Which attempt.
     pub attempt: u32,
     /// Number within the attempt.
@@ -106,17 +108,42 @@ pub fn chunk(of: &ChunkOf<'_>, text: String, format: Format) -> Frame {
     debug_assert!(!text.is_empty(), "an empty body is the end mark");
     let headers = base(of.job, "chunk", if format == Format::Raw { TEXT } else { mime(format) })
         .with(header::MODEL, of.model)
-        .with(header::KIND, "text")
+        .with(header::KIND, of.kind.as_str())
         .with(header::CACHE, of.cache.as_str())
         .with(header::ATTEMPT, of.attempt)
         .with(header::SEQ, of.seq);
     let body = match format {
         Format::Raw => Bytes::from(text),
         _ => {
-            let delta = Output::Text { text };
+            let delta = of.kind.piece(text);
             encode(&Chunk { job: of.job.clone(), attempt: of.attempt, seq: of.seq, delta }, format)
         }
     };
+    Frame { headers, body }
+}
+
+/// What a step of a pipeline gave, as the chunk of this number. Its kind tells it from the answer's text.
+#[must_use]
+pub fn given(of: &ChunkOf<'_>, given: &Given, format: Format) -> Frame {
+    let text = match &given.output {
+        Output::Text { text } | Output::Transcript { text, .. } => Some(text),
+        Output::Labels { .. } | Output::Embedding { .. } | Output::Score { .. } => None,
+    };
+    let (content_type, body) = match (format, text) {
+        (Format::Raw, Some(text)) if text.is_empty() => (TEXT, Bytes::from_static(b"\n")),
+        (Format::Raw, Some(text)) => (TEXT, Bytes::from(text.clone())),
+        (Format::Raw, None) => (mime(format), encode(&given.output, Format::Json)),
+        _ => {
+            let delta = given.output.clone();
+            (mime(format), encode(&Chunk { job: of.job.clone(), attempt: of.attempt, seq: of.seq, delta }, format))
+        }
+    };
+    let headers = base(of.job, "chunk", content_type)
+        .with(header::MODEL, &given.model)
+        .with(header::KIND, given.output.kind())
+        .with(header::CACHE, of.cache.as_str())
+        .with(header::ATTEMPT, of.attempt)
+        .with(header::SEQ, of.seq);
     Frame { headers, body }
 }
 
@@ -152,11 +179,11 @@ pub fn failed(job: Option<&Token>, refusal: &Refusal, format: Format) -> Frame {
     Frame { headers: error_headers(job, refusal, mime(format)), body: encode(&ErrorBody { error }, format) }
 }
 
-/// The final frames of a stream: `done` with the whole answer where the format has such a frame, then the end mark.
+/// The final frames of a stream: `done` with the whole answer where the chunks do not say all of it, then the end mark.
 #[must_use]
 pub fn stream_done(answer: &Answer, format: Format) -> Vec<Frame> {
-    match format {
-        Format::Raw => vec![end_done(answer)],
+    match (format, raw_text(answer)) {
+        (Format::Raw, Some(_)) => vec![end_done(answer)],
         _ => vec![whole(answer, format), end_done(answer)],
     }
 }
@@ -174,9 +201,11 @@ const REPLAY_CHUNK_BYTES: usize = 1024;
 #[must_use]
 pub fn replay(answer: &Answer, attempt: u32, format: Format) -> Vec<Frame> {
     let mut frames: Vec<Frame> = accepted(&answer.job, attempt, format).into_iter().collect();
-    let of = |seq| ChunkOf { job: &answer.job, model: &answer.model, attempt, seq, cache: answer.cache };
+    let kind = answer.streamed().unwrap_or(Streamed::Text);
+    let of = |seq| ChunkOf { job: &answer.job, model: &answer.model, kind, attempt, seq, cache: answer.cache };
+    frames.extend((0..).zip(&answer.steps).map(|(seq, step)| given(&of(seq), step, format)));
     let mut rest = answer.text();
-    let mut seq = 0;
+    let mut seq = answer.steps.len() as u64;
     while !rest.is_empty() {
         let cut = rest.floor_char_boundary(REPLAY_CHUNK_BYTES.min(rest.len()));
         let (piece, tail) = rest.split_at(cut);
@@ -197,21 +226,34 @@ fn mime(format: Format) -> &'static str {
     }
 }
 
+/// The answer where its raw body is text; JSON is the natural one of the others.
+fn raw_text(answer: &Answer) -> Option<&str> {
+    match answer.output.first() {
+        Some(Output::Transcript { format: TranscriptFormat::Json, .. }) => None,
+        _ => answer.streamed().map(|_| answer.text()),
+    }
+}
+
 fn content_type(answer: &Answer, format: Format) -> &'static str {
-    match (format, answer.output.first()) {
-        (Format::Raw, Some(Output::Text { .. } | Output::Transcript { .. }) | None) => TEXT,
+    let written = match answer.output.first() {
+        Some(Output::Transcript { format, .. }) => *format,
+        _ => TranscriptFormat::Text,
+    };
+    match (format, raw_text(answer), written) {
+        (Format::Raw, Some(_), TranscriptFormat::Srt) => "application/x-subrip; charset=utf-8",
+        (Format::Raw, Some(_), TranscriptFormat::Vtt) => "text/vtt; charset=utf-8",
+        (Format::Raw, Some(_), _) => TEXT,
         _ => mime(format),
     }
 }
 
 fn body_of(answer: &Answer, format: Format) -> Bytes {
-    match (format, answer.output.first()) {
+    match (format, raw_text(answer), &answer.output[..]) {
         // An answer of no characters must not look like the end mark: it is one line feed.
-        (Format::Raw, Some(Output::Text { text } | Output::Transcript { text, .. })) if text.is_empty() => {
-            Bytes::from_static(b"\n")
-        }
-        (Format::Raw, Some(Output::Text { text } | Output::Transcript { text, .. })) => Bytes::from(text.clone()),
-        (Format::Raw, Some(output)) => encode(output, Format::Json),
+        (Format::Raw, Some(""), _) => Bytes::from_static(b"\n"),
+        (Format::Raw, Some(text), _) => Bytes::from(text.to_owned()),
+        (Format::Raw, None, [output]) => encode(output, Format::Json),
+        (Format::Raw, None, outputs) => encode(&outputs, Format::Json),
         _ => encode(answer, format),
     }
 }

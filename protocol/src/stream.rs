@@ -19,11 +19,17 @@ pub const IDS: &str = "IDS";
 /// Deliveries that do not count as attempts.
 pub const FORGIVEN: &str = "FORGIVEN";
 
+/// What steps of pipelines gave, until the next job is queued. A work queue like INGRESS, so that nothing in it goes by age:
+/// a record leaves when the next job stands in JOBS. Create-once while it stands; later the name may be taken again by a
+/// step that was delivered once more, whose next job is the same one by its message id, or finds the request's record.
+pub const STEPS: &str = "STEPS";
 /// Sessions whose conversations were forgotten: a rebuild must not bring them back.
 pub const FORGOTTEN: &str = "FORGOTTEN";
 
 /// Durable consumer of INGRESS that all dispatchers share.
 pub const INGRESS_CONSUMER: &str = "dispatcher";
+/// Durable consumer of STEPS that all dispatchers share.
+pub const STEPS_CONSUMER: &str = "dispatcher";
 /// The one priority group of every lane's consumer.
 pub const LANE_GROUP: &str = "workers";
 
@@ -145,6 +151,7 @@ pub fn streams(limits: &Limits) -> Vec<Stream> {
     vec![
         queue(JOBS, "accepted jobs, one subject a lane", subject::JOBS_ALL, lane, JOBS_DUPLICATE_WINDOW),
         queue(INGRESS, "the durable door", subject::SUBMIT_ALL, PerSubject::Unlimited, DUPLICATE_WINDOW_MIN),
+        queue(STEPS, "what steps of pipelines gave", subject::STEPS_ALL, PerSubject::Refuse(1), DUPLICATE_WINDOW_MIN),
         Stream {
             republish: Some((subject::RESULTS_ALL, "done.{{wildcard(1)}}.{{wildcard(2)}}")),
             ..keep(RESULTS, "final records, one a job", subject::RESULTS_ALL, limits.results_age)
@@ -218,10 +225,21 @@ pub fn lane_consumer(modality: Modality, model: &str, priority: Priority) -> Con
 /// The consumer of the durable door.
 #[must_use]
 pub fn ingress_consumer() -> Consumer {
+    dispatchers(INGRESS, INGRESS_CONSUMER, subject::SUBMIT_ALL)
+}
+
+/// The consumer of what steps gave.
+#[must_use]
+pub fn steps_consumer() -> Consumer {
+    dispatchers(STEPS, STEPS_CONSUMER, subject::STEPS_ALL)
+}
+
+/// One that all dispatchers share.
+fn dispatchers(stream: &'static str, name: &str, filter: &str) -> Consumer {
     Consumer {
-        stream: INGRESS,
-        name: INGRESS_CONSUMER.to_owned(),
-        filter: subject::SUBMIT_ALL.to_owned(),
+        stream,
+        name: name.to_owned(),
+        filter: filter.to_owned(),
         ack_wait: Duration::from_secs(30),
         deliveries_max: DELIVERIES_MAX,
         ack_pending_max: MAX_ACK_PENDING,

@@ -29,6 +29,8 @@ pub const IDS_ALL: &str = "id.*.*";
 pub const FORGIVEN_ALL: &str = "forgiven.*.*";
 /// Every forgotten session.
 pub const FORGOTTEN_ALL: &str = "forgotten.*.*";
+/// What every step gave.
+pub const STEPS_ALL: &str = "step.*.*.*";
 /// Every dead letter.
 pub const DEAD_ALL: &str = "dead.*.*";
 /// Every cancellation as it is made.
@@ -134,6 +136,18 @@ pub fn forgotten(tenant: &Token, session: &SessionId) -> String {
     format!("forgotten.{tenant}.{hash}")
 }
 
+/// What a step of a job gave, by the step's number.
+#[must_use]
+pub fn step(tenant: &Token, job: &Token, number: u32) -> String {
+    format!("step.{tenant}.{job}.{number}")
+}
+
+/// Tenant and job of what a step gave.
+#[must_use]
+pub fn step_job(subject: &str) -> Option<(Token, Token)> {
+    tenant_and_job(subject.rsplit_once('.')?.0, "step")
+}
+
 /// A job that could not be done, with its reason.
 #[must_use]
 pub fn dead(tenant: &Token, job: &Token) -> String {
@@ -236,6 +250,9 @@ mod tests {
         assert_eq!(done_job(&done(&tenant, &job)), Some((tenant.clone(), job.clone())));
         assert_eq!(cancel_job(&cancel(&tenant, &job)), Some((tenant.clone(), job)));
         assert_eq!(submit_tenant(&submit(&tenant)).unwrap(), tenant);
+        let job = Token::parse("job", "j1").unwrap();
+        assert_eq!(step_job(&step(&tenant, &job, 7)), Some((tenant, job)));
+        assert_eq!(step_job("step.x"), None);
         assert_eq!(done_job("done.x"), None);
     }
 }

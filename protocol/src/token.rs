@@ -47,6 +47,18 @@ impl Token {
         Self(format!("i{sequence}"))
     }
 
+    /// The name of one job of a pipeline; no client can give it, since `~` is in none of theirs.
+    #[must_use]
+    pub fn step(id: &Token, number: u32) -> Self {
+        Self(format!("{id}~{number}"))
+    }
+
+    /// The request whose job has this name, where it is a step's.
+    #[must_use]
+    pub fn step_of(&self) -> Option<Self> {
+        self.0.split_once('~').map(|(request, _)| Self(request.to_owned()))
+    }
+
     /// The tenant of a fleet without tenants.
     #[must_use]
     pub fn default_tenant() -> Self {

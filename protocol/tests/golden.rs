@@ -3,15 +3,16 @@
 use std::path::PathBuf;
 
 use bytes::Bytes;
-use protocol::answer::{Answer, CacheOutcome, Finish, Output, Segment, Usage, Word};
+use protocol::answer::{Answer, CacheOutcome, Finish, Given, Label, Output, Segment, Streamed, Usage, Word};
 use protocol::header::{self, Headers};
 use protocol::heartbeat::{Heartbeat, Loaded, State};
-use protocol::job::{Job, Turn};
+use protocol::job::{Job, PLAIN_VERSION, Turn};
 use protocol::media::Modality;
-use protocol::record::{End, IdRecord, Record, SessionTurn};
+use protocol::pipeline::{self, Step};
+use protocol::record::{End, IdRecord, Record, SessionTurn, StepRecord};
 use protocol::reply::{self, ChunkOf, Frame};
 use protocol::request::{
-    self, Blob, Content, Format, Incoming, Mode, Params, Part, Priority, Request, Role, Stop, Task,
+    self, Blob, Content, Format, Incoming, Mode, Params, Part, Priority, Request, Role, Stop, Task, TranscriptFormat,
 };
 use protocol::token::{ModelRef, SessionId, Token};
 use protocol::{ErrorCode, Refusal, WIRE_VERSION};
@@ -63,6 +64,7 @@ fn request() -> Request {
             ..Params::default()
         },
         format: Format::Json,
+        subtitles: None,
     }
 }
 
@@ -73,8 +75,9 @@ fn answer() -> Answer {
         task: "chat".into(),
         output: vec![Output::Text { text: "Blue.".into() }],
         finish_reason: Finish::Stop,
-        usage: Usage { input_tokens: 31, output_tokens: 2 },
+        usage: Usage { input_tokens: 31, output_tokens: 2, ..Usage::default() },
         cache: CacheOutcome::Miss,
+        steps: Vec::new(),
     }
 }
 
@@ -121,13 +124,21 @@ fn frames() {
                 text: "Hello.".into(),
                 words: vec![Word { start: 0.0, end: 0.5, text: "Hello.".into() }],
             }],
+            format: TranscriptFormat::Text,
         }],
         ..answer()
     };
     let embedding = Answer { output: vec![Output::Embedding { vector: vec![0.5, -0.25] }], ..answer() };
     for format in [Format::Raw, Format::Json, Format::Msgpack] {
         let job = token("order-66");
-        let of = ChunkOf { job: &job, model: "smollm2-135m-instruct", attempt: 1, seq: 3, cache: CacheOutcome::Miss };
+        let of = ChunkOf {
+            job: &job,
+            model: "smollm2-135m-instruct",
+            kind: Streamed::Text,
+            attempt: 1,
+            seq: 3,
+            cache: CacheOutcome::Miss,
+        };
         let mut frames =
             vec![reply::whole(&answer(), format), reply::whole(&transcript, format), reply::whole(&embedding, format)];
         frames.extend(reply::accepted(&job, 1, format));
@@ -135,14 +146,56 @@ fn frames() {
         frames.extend(reply::stream_done(&answer(), format));
         frames.extend(reply::stream_failed(Some(&job), &refusal(), format));
         frames.extend(reply::replay(&answer(), 0, format));
+        let heard = Given {
+            task: "transcribe".into(),
+            model: "whisper-base".into(),
+            output: transcript.output[0].clone(),
+            usage: None,
+        };
+        let labels = Output::Labels { labels: vec![Label { label: "sky".into(), score: 0.75 }] };
+        let usage = Some(Usage { images: 1, ..Usage::default() });
+        let seen = Given { task: "classify".into(), model: "efficientnet-lite0".into(), output: labels, usage };
+        frames.extend(reply::replay(&Answer { steps: vec![heard, seen], ..answer() }, 2, format));
         check(&format!("frames.{}", format.as_str()), &lines(&frames));
     }
 }
 
 #[test]
-fn internal_messages() {
-    let job = Job {
-        version: WIRE_VERSION,
+fn frames_of_other_tasks() {
+    let written = |format, text: &str| Answer {
+        task: "transcribe".into(),
+        output: vec![Output::Transcript { text: text.into(), language: "en".into(), segments: Vec::new(), format }],
+        usage: Usage { audio_ms: 500, ..Usage::default() },
+        ..answer()
+    };
+    let labels = Answer {
+        task: "classify".into(),
+        output: vec![Output::Labels { labels: vec![Label { label: "tabby".into(), score: 0.75 }] }],
+        usage: Usage { images: 1, ..Usage::default() },
+        ..answer()
+    };
+    let score = |score| Output::Score { score };
+    let scores = Answer { task: "score".into(), output: vec![score(0.5), score(-0.25)], ..answer() };
+    for format in [Format::Raw, Format::Json, Format::Msgpack] {
+        let mut frames = Vec::new();
+        for transcript in [
+            written(TranscriptFormat::Text, "Hello."),
+            written(TranscriptFormat::Json, "Hello."),
+            written(TranscriptFormat::Srt, "1\n00:00:00,000 --> 00:00:00,500\nHello.\n\n"),
+            written(TranscriptFormat::Vtt, "WEBVTT\n\n00:00:00.000 --> 00:00:00.500\nHello.\n\n"),
+        ] {
+            frames.push(reply::whole(&transcript, format));
+            frames.extend(reply::replay(&transcript, 0, format));
+        }
+        frames.extend(reply::replay(&labels, 0, format));
+        frames.extend(reply::replay(&scores, 0, format));
+        check(&format!("tasks.{}", format.as_str()), &lines(&frames));
+    }
+}
+
+fn job() -> Job {
+    Job {
+        version: PLAIN_VERSION,
         id: token("order-66"),
         tenant: Token::default_tenant(),
         task: Task::Chat,
@@ -159,13 +212,45 @@ fn internal_messages() {
         session: Some(Turn { session: SessionId::parse("anna").unwrap(), number: 2 }),
         cache_key: None,
         traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into()),
-    };
+        steps: None,
+    }
+}
+
+#[test]
+fn jobs() {
+    let job = job();
     check("job.msgpack", &job.encode());
     assert_eq!(Job::decode(&job.encode()).unwrap(), job);
     let of = |version| Job { version, ..job.clone() };
     assert_eq!(Job::decode(&of(WIRE_VERSION - 1).encode()).unwrap(), of(WIRE_VERSION - 1), "older jobs are read");
     assert!(Job::decode(&of(WIRE_VERSION + 1).encode()).is_err(), "newer ones are for somebody else");
+}
 
+#[test]
+fn jobs_of_a_pipeline() {
+    let step = |task, modality| Step { task, modality, model: "efficientnet-lite0".into(), part: 2 };
+    let first = pipeline::begin(job(), "assistant", [step(Task::Classify, Modality::Image)].into());
+    check("job.step.msgpack", &first.encode());
+    assert_eq!(Job::decode(&first.encode()).unwrap(), first);
+    let labels = Output::Labels { labels: vec![Label { label: "sky".into(), score: 0.75 }] };
+    let usage = Some(Usage { images: 1, ..Usage::default() });
+    let given = Given { task: "classify".into(), model: "efficientnet-lite0".into(), output: labels, usage };
+    let done = Job { input: Vec::new(), ..first };
+    let record = StepRecord { version: WIRE_VERSION, job: done, given, settled_ms: 1_700_000_001_000 };
+    check("step.msgpack", &record.encode());
+    assert_eq!(StepRecord::decode(&record.encode()).unwrap(), record);
+    let unpriced = StepRecord { given: Given { usage: None, ..record.given.clone() }, ..record.clone() };
+    assert!(!unpriced.encode().windows(5).any(|word| word == b"usage"), "as a worker writes it that does not count");
+    assert_eq!(StepRecord::decode(&unpriced.encode()).unwrap(), unpriced);
+    let newer = StepRecord { version: WIRE_VERSION + 1, ..record.clone() };
+    assert_eq!(StepRecord::decode(&newer.encode()).unwrap_err().code, ErrorCode::Unavailable);
+    let last = pipeline::advance(record.job, record.given).unwrap();
+    check("job.last.msgpack", &last.encode());
+    assert_eq!(Job::decode(&last.encode()).unwrap(), last);
+}
+
+#[test]
+fn records_and_heartbeats() {
     let turn = SessionTurn {
         session: SessionId::parse("anna").unwrap(),
         number: 2,

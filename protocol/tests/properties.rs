@@ -81,6 +81,7 @@ fn any_request() -> impl Strategy<Value = Request> {
             id: names.3.map(|name| Token::parse_client_id(&name).unwrap()),
             params,
             format: Format::Json,
+            subtitles: None,
         }
     })
 }

@@ -19,6 +19,8 @@ pub enum Model {
     Tiny,
     /// The real one.
     SmolLm2,
+    /// One of every modality, all real.
+    Every,
 }
 
 /// What a fleet is made of.
@@ -148,7 +150,7 @@ impl Fleet {
     pub fn model(&self) -> &'static str {
         match self.model {
             Model::Tiny => "tiny",
-            Model::SmolLm2 => "smollm2-135m-instruct",
+            Model::SmolLm2 | Model::Every => "smollm2-135m-instruct",
         }
     }
 
@@ -198,6 +200,9 @@ models_dir = "{models}"
         threads = (std::thread::available_parallelism().map_or(1, usize::from) / options.workers.max(1)).max(1),
         models = models(options.model, folder).display(),
     );
+    if let Some(loaded) = loaded(options.model) {
+        let _ = writeln!(text, "models = {loaded}");
+    }
     if options.model == Model::Tiny {
         let file = folder.join("models/tiny/tiny.gguf");
         std::fs::create_dir_all(file.parent().expect("a folder")).expect("a temporary folder");
@@ -221,10 +226,21 @@ context = 512
     text
 }
 
+/// Which models of the catalogue a worker loads; all of them where it is not said.
+fn loaded(model: Model) -> Option<&'static str> {
+    match model {
+        Model::Tiny => None,
+        Model::SmolLm2 => Some(r#"["smollm2-135m-instruct"]"#),
+        Model::Every => {
+            Some(r#"["smollm2-135m-instruct", "all-minilm-l6-v2", "efficientnet-lite0", "whisper-tiny.en"]"#)
+        }
+    }
+}
+
 fn models(model: Model, folder: &Path) -> PathBuf {
     match model {
         Model::Tiny => folder.join("models"),
-        Model::SmolLm2 => {
+        Model::SmolLm2 | Model::Every => {
             let file = engine::fixture::smollm2();
             file.ancestors().nth(2).expect("a folder of models").to_path_buf()
         }

@@ -1,4 +1,16 @@
-//! The smallest media that are valid, made in code.
+//! Media for tests: the smallest that are valid and some that lie, made in code, and the examples that the fleet ships.
+
+use std::path::Path;
+
+/// A file of `ops/examples`.
+///
+/// # Panics
+/// When it is not there.
+#[must_use]
+pub fn example(name: &str) -> Vec<u8> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ops/examples").join(name);
+    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
 
 /// A PNG whose header says these dimensions and whose data hold one red pixel.
 #[must_use]
@@ -35,6 +47,26 @@ pub fn wav() -> Vec<u8> {
     file.extend(b"data");
     file.extend(data.to_le_bytes());
     file.resize(file.len() + data as usize, 0);
+    file
+}
+
+/// A WAV whose header promises 4 GB and which holds a tenth of a second.
+#[must_use]
+pub fn promising_wav() -> Vec<u8> {
+    let mut file = wav();
+    file[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
+    file[40..44].copy_from_slice(&(u32::MAX - 36).to_le_bytes());
+    file
+}
+
+/// A GIF of so many frames of one white pixel.
+#[must_use]
+pub fn gif(frames: usize) -> Vec<u8> {
+    let mut file = b"GIF89a\x01\0\x01\0\x80\0\0\xff\xff\xff\0\0\0".to_vec();
+    for _ in 0..frames {
+        file.extend(b",\0\0\0\0\x01\0\x01\0\0\x02\x02D\x01\0");
+    }
+    file.push(b';');
     file
 }
 

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use engine::prefix::Scope;
 use protocol::ErrorCode;
 use protocol::Refusal;
 use protocol::job::Job;
@@ -11,30 +12,49 @@ use protocol::stream::ATTEMPTS_MAX;
 use runtime::sessions::Begin;
 use runtime::{clock, records};
 
-use crate::delivery::Delivery;
-use crate::model::{Model, Prompt, Work};
+use protocol::answer::Usage;
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::company::Seat;
+use crate::delivery::{Delivery, Phase};
+use crate::model::{Ask, Generate, Model, Reading, Work};
 use crate::outcome::{Case, Ending, Why, late};
+use crate::output::{self, Form};
 use crate::prompt;
+use crate::reader::Read;
 use crate::worker::Worker;
 
 /// What is to be done with a delivery.
 #[derive(Debug)]
-pub enum Admission {
+pub enum Admission<'a> {
     /// Compute this.
-    Compute(Box<Work>),
+    Compute(Box<Order<'a>>),
     /// The job was settled before: what is left is to say so.
     Stored(Box<Record>),
     /// It ends here.
     Ends(Ending),
 }
 
-/// Prompts longer than this are tokenised on a thread of their own, so that others stream meanwhile.
-const INLINE_BYTES: usize = 16 * 1024;
+/// What is to be computed, and what becomes of it.
+#[derive(Debug)]
+pub struct Order<'a> {
+    /// For the engine.
+    pub work: Work,
+    /// How its outputs become an answer.
+    pub form: Form,
+    /// What its input counts as; a decoder counts itself.
+    pub usage: Usage,
+    /// Memory of its input, held until it is over.
+    pub room: Option<OwnedSemaphorePermit>,
+    /// Its place among the jobs that compute.
+    pub seat: Seat<'a>,
+}
+
 /// A session that keeps giving new numbers is given back.
 const MOVES_MAX: usize = 4;
 
 /// Looks at a delivery; the case is what its verdict depends on.
-pub async fn admit(worker: &Worker, delivery: &Delivery) -> (Admission, Case) {
+pub async fn admit<'a>(worker: &'a Worker, delivery: &Delivery) -> (Admission<'a>, Case) {
     let mut case = Case {
         delivered: delivery.info.delivered,
         forgiven: 0,
@@ -42,13 +62,13 @@ pub async fn admit(worker: &Worker, delivery: &Delivery) -> (Admission, Case) {
         deadline_ms: delivery.job.as_ref().map_or(u64::MAX, |job| job.deadline_ms),
     };
     let admission = match look(worker, delivery, &mut case).await {
-        Ok(work) => Admission::Compute(Box::new(work)),
+        Ok(order) => Admission::Compute(Box::new(order)),
         Err(admission) => admission,
     };
     (admission, case)
 }
 
-async fn look(worker: &Worker, delivery: &Delivery, case: &mut Case) -> Result<Work, Admission> {
+async fn look<'a>(worker: &'a Worker, delivery: &Delivery, case: &mut Case) -> Result<Order<'a>, Admission<'a>> {
     let read = delivery.job.as_ref().map_err(|unreadable| unreadable_ending(&unreadable.refusal));
     // Who cannot read it knows neither its client nor its session, and so may not settle it, whatever the records say.
     if let Err(newer @ Ending::Refused(_)) = read {
@@ -64,13 +84,12 @@ async fn look(worker: &Worker, delivery: &Delivery, case: &mut Case) -> Result<W
     if case.attempts() >= ATTEMPTS_MAX {
         return Err(ends(Ending::Exhausted));
     }
-    let model = &worker.models[delivery.model];
     let history = history(worker, delivery, job).await.map_err(ends)?;
-    work(delivery, job, model, &history).await.map_err(|refusal| ends(Ending::Refused(refusal)))
+    order(worker, delivery, job, &history, case.attempts()).await.map_err(ends)
 }
 
 /// Whether the job has its end already.
-async fn stored(worker: &Worker, delivery: &Delivery) -> Result<(), Admission> {
+async fn stored(worker: &Worker, delivery: &Delivery) -> Result<(), Admission<'static>> {
     let Some((tenant, job)) = delivery.whose() else { return Ok(()) };
     match records::result(&worker.bus, tenant, job).await {
         Ok(None) => Ok(()),
@@ -80,10 +99,10 @@ async fn stored(worker: &Worker, delivery: &Delivery) -> Result<(), Admission> {
 }
 
 /// Its deliveries that do not count.
-async fn forgiven(worker: &Worker, delivery: &Delivery, case: &mut Case) -> Result<(), Admission> {
-    let Some((tenant, job)) = delivery.whose() else { return Ok(()) };
+async fn forgiven(worker: &Worker, delivery: &Delivery, case: &mut Case) -> Result<(), Admission<'static>> {
+    let Some((tenant, job)) = delivery.name() else { return Ok(()) };
     if case.delivered > 1 {
-        let known = records::forgiven(&worker.bus, tenant, job).await;
+        let known = records::forgiven(&worker.bus, tenant, &job).await;
         case.forgiven = known.map_err(|error| ends(Ending::Refused(error.refusal())))?;
     }
     Ok(())
@@ -100,7 +119,10 @@ fn unreadable_ending(refusal: &Refusal) -> Ending {
 /// The conversation so far, once it is this job's turn.
 async fn history(worker: &Worker, delivery: &Delivery, job: &Job) -> Result<Vec<SessionTurn>, Ending> {
     for _ in 0..MOVES_MAX {
-        let Some(turn) = delivery.turn() else { return Ok(Vec::new()) };
+        let Some(turn) = delivery.turn() else {
+            stand(worker, job).await;
+            return Ok(Vec::new());
+        };
         match worker.sessions.begin(&job.tenant, &turn, &job.id).await {
             Ok(Begin::Ready(history)) => return Ok(history),
             Ok(Begin::Waits) => return Err(Ending::Untried(Why::Waits)),
@@ -111,28 +133,79 @@ async fn history(worker: &Worker, delivery: &Delivery, job: &Job) -> Result<Vec<
     Err(Ending::Untried(Why::Waits))
 }
 
-async fn work(delivery: &Delivery, job: &Job, model: &Model, history: &[SessionTurn]) -> Result<Work, Refusal> {
-    let tokens = tokens(model, prompt::prompt(job, model, history)?).await?;
+/// A step's turn is for the last job, and stands from now on, whatever became of the dispatcher that reserved it.
+async fn stand(worker: &Worker, job: &Job) {
+    if let Some(turn) = job.turn()
+        && let Err(error) = worker.sessions.confirm(&job.tenant, &turn.session, &job.id).await
+    {
+        tracing::warn!(job = %job.id, %error, "the turn of a step could not be confirmed");
+    }
+}
+
+/// Everything that can be refused without decoding is refused before.
+async fn order<'a>(
+    worker: &'a Worker,
+    delivery: &Delivery,
+    job: &Job,
+    history: &[SessionTurn],
+    attempts: u32,
+) -> Result<Order<'a>, Ending> {
+    let model = &worker.models[delivery.model];
+    let prompt = prompt::prompt(job, model, history).map_err(Ending::Refused)?;
+    let form = output::form(job, model).map_err(Ending::Refused)?;
     let left = Duration::from_millis(job.deadline_ms.saturating_sub(clock::now_ms()));
-    Ok(Work {
-        key: delivery.info.sequence,
+    let deadline = Instant::now() + left;
+    // A file that ends the process as it is decoded must not take the same neighbours along at every attempt.
+    let seat = seat(worker, delivery, attempts, deadline).await?;
+    delivery.enter(Phase::Admitting);
+    let read = tokio::select! {
+        biased;
+        () = worker.quit.cancelled() => return Err(Ending::Untried(Why::Stopping)),
+        () = delivery.cancelled.cancelled() => return Err(Ending::Refused(cancelled())),
+        read = worker.reader.read(model, prompt) => read.map_err(Ending::Refused)?,
+        () = tokio::time::sleep_until(deadline.into()) => return Err(Ending::Refused(late())),
+    };
+    let Read { reading, room } = read;
+    let (ask, usage) = match reading {
+        Reading::Tokens(tokens) => (generate(job, model, tokens).map_err(Ending::Refused)?, Usage::default()),
+        Reading::Inputs { inputs, usage } => (Ask::Encode(inputs), usage),
+    };
+    Ok(Order { work: Work { key: delivery.info.sequence, ask, deadline }, form, usage, room, seat })
+}
+
+fn generate(job: &Job, model: &Model, tokens: Vec<engine::plan::TokenId>) -> Result<Ask, Refusal> {
+    Ok(Ask::Generate(Generate {
         max_tokens: prompt::max_tokens(&job.params, tokens.len(), model.loaded.context)?,
         tokens,
         sampling: prompt::sampling(&job.params),
         stop: job.params.stops().to_vec(),
-        deadline: Instant::now() + left,
-    })
+        scope: Scope::of(job.tenant.as_str().as_bytes()),
+    }))
 }
 
-async fn tokens(model: &Model, prompt: Prompt) -> Result<Vec<engine::plan::TokenId>, Refusal> {
-    if prompt.bytes() <= INLINE_BYTES {
-        return model.engine.tokens(&prompt);
+/// A place to compute in, unless the job is over before there is one.
+async fn seat<'a>(
+    worker: &'a Worker,
+    delivery: &Delivery,
+    attempts: u32,
+    deadline: Instant,
+) -> Result<Seat<'a>, Ending> {
+    // Who waits for a place waits for those in the engine, and shows progress as they do.
+    delivery.enter(Phase::Computing);
+    tokio::select! {
+        biased;
+        () = worker.quit.cancelled() => Err(Ending::Untried(Why::Stopping)),
+        () = delivery.cancelled.cancelled() => Err(Ending::Refused(cancelled())),
+        seat = worker.company.seat(attempts) => seat.ok_or(Ending::Untried(Why::Waits)),
+        () = tokio::time::sleep_until(deadline.into()) => Err(Ending::Refused(late())),
     }
-    let engine = model.engine.clone();
-    let tokens = tokio::task::spawn_blocking(move || engine.tokens(&prompt)).await;
-    tokens.unwrap_or_else(|_| Err(Refusal::new(ErrorCode::Internal, "the tokenizer failed")))
 }
 
-fn ends(ending: Ending) -> Admission {
+/// What a client is told whose job somebody cancelled.
+pub(crate) fn cancelled() -> Refusal {
+    Refusal::new(ErrorCode::Cancelled, "the job was cancelled")
+}
+
+fn ends(ending: Ending) -> Admission<'static> {
     Admission::Ends(ending)
 }

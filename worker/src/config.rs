@@ -4,7 +4,7 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use protocol::request::Task;
+use engine::backend::Activations;
 use runtime::config::{Common, Faults, ModelEntry};
 use serde::Deserialize;
 
@@ -23,7 +23,7 @@ pub struct Config {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
-    /// Names of the catalogue to load; none means every model of the catalogue that answers text.
+    /// Names of the catalogue to load; none means every model of the catalogue whose file is there.
     pub models: Vec<String>,
     /// Where model files are: in a folder of the model's name.
     pub models_dir: PathBuf,
@@ -31,6 +31,8 @@ pub struct Options {
     pub device: Device,
     /// Threads of an engine; as many as there are cores when absent.
     pub threads: Option<NonZeroUsize>,
+    /// How inputs of products with quantised weights are held.
+    pub activations: Activations,
     /// Jobs at once.
     pub slots: NonZeroU32,
     /// Tokens that an engine's cache holds over all its jobs; memory is taken as they are used. As many as
@@ -51,6 +53,7 @@ impl Default for Options {
             models_dir: PathBuf::from(".flotilla/models"),
             device: Device::Auto,
             threads: None,
+            activations: Activations::default(),
             slots: NonZeroU32::new(32).expect("32 is not zero"),
             kv_tokens: None,
             step_tokens: 512,
@@ -96,19 +99,23 @@ impl Config {
                 faults.push(format!("worker.models: no [[model]] is called {name:?}"));
             }
         }
-        if self.wanted().is_empty() {
-            faults.push("worker.models: the catalogue has no model that answers text".to_owned());
+        if self.common.models.is_empty() {
+            faults.push("worker.models: the catalogue is empty".to_owned());
         }
         if faults.is_empty() { Ok(()) } else { Err(Faults(faults)) }
     }
 
-    /// The models to load.
+    /// The models to load, where their files are.
     #[must_use]
     pub fn wanted(&self) -> Vec<&ModelEntry> {
-        let generates =
-            |entry: &&ModelEntry| entry.tasks.iter().any(|task| matches!(task, Task::Chat | Task::Complete));
         let named = |entry: &&ModelEntry| self.worker.models.is_empty() || self.worker.models.contains(&entry.name);
-        self.common.models.iter().filter(generates).filter(named).collect()
+        self.common.models.iter().filter(named).collect()
+    }
+
+    /// Where a model's file is, or should be.
+    #[must_use]
+    pub fn file(&self, entry: &ModelEntry) -> PathBuf {
+        self.worker.models_dir.join(&entry.name).join(&entry.file)
     }
 
     /// The rank in the queue.

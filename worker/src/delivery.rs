@@ -159,6 +159,15 @@ impl Delivery {
         }
     }
 
+    /// Whose it is, and its name among all jobs: under it, deliveries are counted.
+    #[must_use]
+    pub fn name(&self) -> Option<(&Token, Token)> {
+        match &self.job {
+            Ok(job) => Some((&job.tenant, job.name())),
+            Err(unreadable) => unreadable.whose.as_ref().map(|(tenant, job)| (tenant, job.clone())),
+        }
+    }
+
     /// Its place in a session, as it stands now.
     #[must_use]
     pub fn turn(&self) -> Option<Turn> {
@@ -256,6 +265,8 @@ fn read_job(message: &Message) -> Result<Box<Job>, Unreadable> {
 fn by_message_id(message: &Message) -> Option<(Token, Token)> {
     let id = message.headers.as_ref()?.get(async_nats::header::NATS_MESSAGE_ID)?;
     let (tenant, job) = id.as_str().split_once('/')?;
+    // A step is its request's, whatever its number.
+    let job = job.split_once('~').map_or(job, |(request, _)| request);
     Some((Token::parse("tenant", tenant).ok()?, Token::parse("job", job).ok()?))
 }
 

@@ -108,7 +108,7 @@ async fn progress(worker: &Worker, deliveries: &[Arc<Delivery>], pulses: &[Pulse
     for delivery in deliveries {
         let waits_for_engine = match delivery.phase() {
             Phase::Held | Phase::Computing => true,
-            // Their own timeouts bound these.
+            // Their own timeouts bound these; reading the input, the limits of media and the deadline.
             Phase::Admitting | Phase::Settling => false,
         };
         if !waits_for_engine || pulses[delivery.model].silent(now) < STEP_PATIENCE {

@@ -10,12 +10,14 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use runtime::config::EXIT_FAULTY;
 use runtime::health::Health;
+use runtime::memory::allowed_bytes;
 use runtime::telemetry::Metrics;
 use runtime::{bus, cache, config, health, sessions, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use worker::company::Company;
-use worker::{Config, Worker, metrics, native, pull, queue, run, worker as parts};
+use worker::reader::Reader;
+use worker::{Config, Worker, memory, metrics, native, pull, queue, run, worker as parts};
 
 /// Runs models for a fleet: pulls jobs from NATS, streams answers to clients, stores results.
 ///
@@ -145,6 +147,7 @@ async fn assemble(config: &Config, stop: &CancellationToken) -> anyhow::Result<O
         responses: cache::Responses::new(&config.common.redis)?,
         device: native::device(config.worker.device).to_owned(),
         models,
+        reader: Reader::new(memory::media(allowed_bytes())),
         slots: config.worker.slots.get() as usize,
         rank: config.rank(),
         hand: Arc::default(),

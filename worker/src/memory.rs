@@ -4,7 +4,10 @@
 //! promised too much would be killed in the middle of its work.
 
 use engine::needs::Needs;
+use protocol::media::Modality;
 use runtime::memory::mib;
+
+use crate::reader::MediaBudget;
 
 /// Tokens of a cache where nobody says otherwise and memory does not matter.
 pub const KV_TOKENS: usize = 32 * 1024;
@@ -15,11 +18,26 @@ const PROCESS_LEAST: u64 = 64 << 20;
 /// A cache that cannot hold one context of this many tokens is not worth a worker.
 const CONTEXT_LEAST: usize = 2048;
 
+/// Pictures and sounds may take this part of the memory, never less than the least nor more than the most.
+const MEDIA_PART: u64 = 4;
+/// See [`MEDIA_PART`]. A picture of more than three megapixels, or a sound of almost six minutes.
+const MEDIA_LEAST: u64 = 64 << 20;
+/// See [`MEDIA_PART`]. All that a door lets pass: the longest sound takes a third.
+const MEDIA_MOST: u64 = 3 << 30;
+
+/// What pictures and sounds may take of the memory.
+#[must_use]
+pub fn media(allowed: Option<u64>) -> MediaBudget {
+    MediaBudget { bytes: allowed.map_or(MEDIA_MOST, |bytes| (bytes / MEDIA_PART).clamp(MEDIA_LEAST, MEDIA_MOST)) }
+}
+
 /// A model that is to be loaded.
 #[derive(Clone, Debug)]
 pub struct Part {
     /// Its name.
     pub name: String,
+    /// What its lanes carry.
+    pub modality: Modality,
     /// What it takes.
     pub needs: Needs,
     /// Most tokens of prompt and answer, by the catalogue.
@@ -45,8 +63,9 @@ pub fn fit(parts: &[Part], wanted: Option<usize>, allowed: Option<u64>) -> Resul
         return Ok(Fit::Wanted(most));
     }
     let room = account.tokens();
-    let least = parts.iter().map(Part::least).max().unwrap_or_default();
+    let least = parts.iter().filter(|part| part.needs.kv_token > 0).map(Part::least).max().unwrap_or_default();
     match wanted {
+        _ if account.kv_token == 0 => Err(account.crowded()),
         None if room >= least => Ok(Fit::Lowered(room, account.lowered(room))),
         Some(wanted) if room > 0 => Err(account.refused(wanted, room)),
         _ => Err(account.hopeless(least.min(most))),
@@ -64,6 +83,8 @@ struct Account {
     names: String,
     allowed: u64,
     process: u64,
+    /// Pictures and sounds; nothing where no model takes any.
+    media: u64,
     weights: u64,
     workspace: u64,
     /// A token in the cache of every model.
@@ -76,7 +97,12 @@ impl Account {
         Self {
             names: parts.iter().map(|part| part.name.as_str()).collect::<Vec<_>>().join(", "),
             allowed,
-            process: (allowed / PROCESS_PART).max(PROCESS_LEAST),
+            process: process(allowed),
+            media: if parts.iter().any(|part| part.modality != Modality::Text) {
+                media(Some(allowed)).bytes
+            } else {
+                0
+            },
             weights: sum(|needs| needs.weights),
             workspace: sum(|needs| needs.workspace),
             kv_token: sum(|needs| needs.kv_token),
@@ -85,7 +111,7 @@ impl Account {
 
     fn total(&self, tokens: usize) -> u64 {
         let cache = self.kv_token.saturating_mul(tokens as u64);
-        [self.process, self.weights, self.workspace, cache].into_iter().fold(0, u64::saturating_add)
+        [self.process, self.media, self.weights, self.workspace, cache].into_iter().fold(0, u64::saturating_add)
     }
 
     /// Tokens for which there is memory, in whole blocks.
@@ -97,15 +123,27 @@ impl Account {
 
     /// Where the memory goes, for people.
     fn sheet(&self) -> String {
+        let media = match self.media {
+            0 => String::new(),
+            bytes => format!(", pictures and sounds {} MiB", mib(bytes)),
+        };
         format!(
             "of the {} MiB that this process may use, the weights of {} take {} MiB, its workspace {} MiB, the process \
-             itself {} MiB, and 1000 tokens of key-value cache {} MiB",
+             itself {} MiB{media}, and 1000 tokens of key-value cache {} MiB",
             mib(self.allowed),
             self.names,
             mib(self.weights),
             mib(self.workspace),
             mib(self.process),
             mib(self.kv_token.saturating_mul(1000)),
+        )
+    }
+
+    fn crowded(&self) -> String {
+        format!(
+            "the models do not fit: {}; give the process {} MiB of memory, or set worker.models to fewer or smaller ones",
+            self.sheet(),
+            self.enough(0)
         )
     }
 
@@ -135,11 +173,20 @@ impl Account {
         )
     }
 
-    /// Memory in MiB with which so many tokens fit: the process's part grows with it.
+    /// Memory in MiB with which so many tokens fit: the parts of the process and of media grow with it, but slower.
     fn enough(&self, tokens: usize) -> u64 {
-        let rest = self.total(tokens) - self.process;
-        mib(rest.saturating_add(PROCESS_LEAST).max(rest.saturating_mul(PROCESS_PART) / (PROCESS_PART - 1)))
+        let fixed = self.total(tokens).saturating_sub(self.process).saturating_sub(self.media);
+        let with = |allowed: u64| {
+            let media = if self.media > 0 { media(Some(allowed)).bytes } else { 0 };
+            fixed.saturating_add(process(allowed)).saturating_add(media)
+        };
+        // Each round comes nearer by at least half of what is missing.
+        mib((0..u64::BITS).fold(fixed, |allowed, _| with(allowed)))
     }
+}
+
+fn process(allowed: u64) -> u64 {
+    (allowed / PROCESS_PART).max(PROCESS_LEAST)
 }
 
 #[cfg(test)]
@@ -150,7 +197,12 @@ mod tests {
 
     fn part(name: &str, context: usize) -> Part {
         let needs = Needs { weights: 90 * MIB, workspace: 40 * MIB, kv_token: 23_040, context: 8192 };
-        Part { name: name.to_owned(), needs, context }
+        Part { name: name.to_owned(), modality: Modality::Text, needs, context }
+    }
+
+    fn encoder(name: &str, modality: Modality) -> Part {
+        let needs = Needs { weights: 150 * MIB, workspace: 20 * MIB, kv_token: 0, context: 0 };
+        Part { name: name.to_owned(), modality, needs, context: 448 }
     }
 
     #[test]
@@ -193,5 +245,29 @@ mod tests {
             assert_eq!(fit(&one, Some(wanted), Some(enough + MIB)), Ok(Fit::Wanted(wanted)));
             assert!(fit(&one, Some(wanted), Some(enough - 2 * MIB)).is_err());
         }
+    }
+
+    #[test]
+    fn media_take_a_part_where_a_model_takes_them() {
+        let texts = [part("m", 8192), encoder("e", Modality::Text)];
+        let sounds = [part("m", 8192), encoder("w", Modality::Audio)];
+        let room = |parts: &[Part]| match fit(parts, None, Some(640 * MIB)) {
+            Ok(Fit::Lowered(tokens, why)) => (tokens, why),
+            other => panic!("{other:?}"),
+        };
+        assert!(room(&texts).0 > room(&sounds).0 + 5000);
+        assert!(room(&sounds).1.contains("pictures and sounds 160 MiB"), "{}", room(&sounds).1);
+        let account = Account::of(&sounds, MIB);
+        let enough = account.enough(KV_TOKENS) * MIB;
+        assert_eq!(fit(&sounds, None, Some(enough + MIB)), Ok(Fit::Wanted(KV_TOKENS)));
+        assert!(matches!(fit(&sounds, None, Some(enough - 2 * MIB)), Ok(Fit::Lowered(..))));
+    }
+
+    #[test]
+    fn encoders_alone_need_no_cache() {
+        let two = [encoder("e", Modality::Text), encoder("i", Modality::Image)];
+        assert_eq!(fit(&two, None, Some(1024 * MIB)), Ok(Fit::Wanted(KV_TOKENS)));
+        let crowded = fit(&two, None, Some(256 * MIB)).unwrap_err();
+        assert!(crowded.contains("do not fit") && crowded.contains("worker.models"), "{crowded}");
     }
 }

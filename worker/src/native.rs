@@ -1,41 +1,43 @@
-//! The engine crate behind the worker's seam, and the loading of models: the only module that knows the engine's types.
+//! The engine crate behind the worker's seam, and the loading of models: the only module that knows the engines' handles.
 
-use std::collections::HashMap;
+mod encode;
+mod generate;
+mod routes;
+
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use engine::encode as encoders;
 use engine::engine as native;
-use engine::load::Loaded;
-use engine::needs::needs;
-use engine::plan::TokenId;
-use engine::text::{self, Message, Template, Tokenizer};
-use protocol::answer::Finish;
-use protocol::request::Role;
+use engine::load as decoders;
+use engine::model::contrast;
+use engine::needs::{Needs, needs};
+use engine::tensors::Tensors;
+use protocol::media::Modality;
 use protocol::{ErrorCode, Refusal, heartbeat};
 use runtime::config::ModelEntry;
 use runtime::memory::allowed_bytes;
 use sha2::{Digest, Sha256};
-use tokio::sync::mpsc::UnboundedSender;
 
 use crate::config::{Config, Device};
 use crate::error::Error;
 use crate::memory::{self, Fit, Part};
-use crate::model::{Cancel, End, Engine, Event, Life, Model, Prompt, Stats, Work};
-
-/// Where an engine's events go, by job. Written by whoever submits, emptied by the engine's thread.
-type Routes = Arc<Mutex<HashMap<u64, UnboundedSender<Event>>>>;
+use crate::model::{Cancel, Model, Traits};
+use crate::reader::MediaBudget;
+use encode::{Encoder, Senses};
+use generate::Decoder;
 
 /// Loads every model that the configuration wants, with caches that fit into memory. Takes as long as reading the files.
 pub fn load(config: &Config) -> Result<Vec<Model>, Error> {
-    let wanted = config.wanted();
-    let files = wanted.iter().map(|entry| file(config, entry)).collect::<Result<Vec<PathBuf>, Error>>()?;
+    let shelf = shelf(config)?;
     let settings = settings(config);
-    let part = |(entry, path): (&&ModelEntry, &PathBuf)| {
-        let needs = needs(path, &settings)?;
-        Ok(Part { name: entry.name.clone(), needs, context: entry.context as usize })
+    let part = |book: &Book<'_>| {
+        let (entry, needs) = (book.entry, book.needs(&settings)?);
+        Ok(Part { name: entry.name.clone(), modality: entry.modality, needs, context: entry.context as usize })
     };
-    let parts = wanted.iter().zip(&files).map(part).collect::<Result<Vec<Part>, Error>>()?;
-    let kv_tokens = match memory::fit(&parts, config.worker.kv_tokens, allowed_bytes()).map_err(Error::Setup)? {
+    let parts = shelf.iter().map(part).collect::<Result<Vec<Part>, Error>>()?;
+    let allowed = allowed_bytes();
+    let kv_tokens = match memory::fit(&parts, config.worker.kv_tokens, allowed).map_err(Error::Setup)? {
         Fit::Wanted(tokens) => tokens,
         Fit::Lowered(tokens, why) => {
             tracing::warn!("{why}");
@@ -43,7 +45,7 @@ pub fn load(config: &Config) -> Result<Vec<Model>, Error> {
         }
     };
     let settings = native::EngineConfig { kv_tokens, ..settings };
-    wanted.iter().zip(&files).map(|(entry, path)| load_one(entry, path, settings)).collect()
+    shelf.iter().map(|book| book.load(settings, memory::media(allowed))).collect()
 }
 
 /// How the engines are to be, but for the size of their caches.
@@ -53,6 +55,7 @@ fn settings(config: &Config) -> native::EngineConfig {
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     native::EngineConfig {
         threads: options.threads.map_or_else(cores, usize::from),
+        activations: options.activations,
         kv_tokens: 0,
         step_tokens: options.step_tokens,
         sequences_max: slots,
@@ -60,18 +63,58 @@ fn settings(config: &Config) -> native::EngineConfig {
     }
 }
 
-fn file(config: &Config, entry: &ModelEntry) -> Result<PathBuf, Error> {
-    let path = config.worker.models_dir.join(&entry.name).join(&entry.file);
-    if path.is_file() {
-        return Ok(path);
+/// A model whose file is there.
+struct Book<'a> {
+    entry: &'a ModelEntry,
+    path: PathBuf,
+    kind: Kind,
+}
+
+/// What a file holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// GGUF: a model that writes text.
+    Decoder,
+    /// safetensors: everything else.
+    Encoder,
+}
+
+impl Kind {
+    fn of(path: &Path) -> Result<Self, Error> {
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("gguf") => Ok(Kind::Decoder),
+            Some("safetensors") => Ok(Kind::Encoder),
+            _ => Err(Error::Setup(format!("{} is neither .gguf nor .safetensors", path.display()))),
+        }
     }
-    Err(Error::Setup(format!(
+}
+
+/// The models to load. Those that are named must be there; where none is named, those that are there are enough.
+fn shelf(config: &Config) -> Result<Vec<Book<'_>>, Error> {
+    let (there, absent): (Vec<_>, Vec<_>) = config.wanted().into_iter().partition(|entry| config.file(entry).is_file());
+    match absent.first() {
+        Some(first) if !config.worker.models.is_empty() || there.is_empty() => return Err(missing(config, first)),
+        Some(_) => {
+            let absent: Vec<&str> = absent.iter().map(|entry| entry.name.as_str()).collect();
+            tracing::info!(absent = absent.join(", "), "models of the catalogue that are not fetched are not served");
+        }
+        None => {}
+    }
+    let book = |entry| {
+        let path = config.file(entry);
+        Ok(Book { entry, kind: Kind::of(&path)?, path })
+    };
+    there.into_iter().map(book).collect()
+}
+
+fn missing(config: &Config, entry: &ModelEntry) -> Error {
+    Error::Setup(format!(
         "the model file {} is not there: `flotilla models pull {}` fetches it; in a container, run that on the models \
          volume first and mount it at {}",
-        path.display(),
+        config.file(entry).display(),
         entry.name,
         config.worker.models_dir.display()
-    )))
+    ))
 }
 
 /// What the worker computes on, for people.
@@ -82,29 +125,70 @@ pub fn device(device: Device) -> &'static str {
     }
 }
 
-fn load_one(entry: &ModelEntry, path: &Path, settings: native::EngineConfig) -> Result<Model, Error> {
-    // Hashed beside the loading: both read the same pages.
-    let loaded = std::thread::scope(|scope| {
-        let check = scope.spawn(|| check_digest(path, entry));
-        let loaded = engine::load::load(path, &settings)?;
-        check.join().unwrap_or_else(|_| Err(Error::Setup("the digest could not be taken".to_owned())))?;
-        Ok::<Loaded, Error>(loaded)
-    })?;
-    let Loaded { model, tokenizer, template, info } = loaded;
-    tracing::info!(model = %entry.name, family = %info.family, parameters = info.parameters, "loaded");
-    let engine = Native::start(model, tokenizer, template, settings)?;
-    let fits = engine.engine.length_max().min(info.context).min(entry.context as usize);
-    Ok(Model {
-        loaded: heartbeat::Loaded {
-            name: entry.name.clone(),
-            digest: entry.sha256.clone(),
-            precision: entry.precision.clone(),
-            context: u32::try_from(fits).unwrap_or(u32::MAX),
-        },
-        modality: entry.modality,
-        tasks: entry.tasks.clone(),
-        engine: Arc::new(engine),
-    })
+impl Book<'_> {
+    fn needs(&self, settings: &native::EngineConfig) -> Result<Needs, Error> {
+        match self.kind {
+            Kind::Decoder => Ok(needs(&self.path, settings)?),
+            Kind::Encoder => Ok(encoders::needs(&self.path)?),
+        }
+    }
+
+    fn load(&self, settings: native::EngineConfig, budget: MediaBudget) -> Result<Model, Error> {
+        match self.kind {
+            Kind::Decoder => self.decoder(settings),
+            Kind::Encoder => self.encoder(settings, budget),
+        }
+    }
+
+    /// Hashes the file beside its loading: both read the same pages.
+    fn checked<T: Send>(&self, load: impl FnOnce() -> Result<T, engine::Error>) -> Result<T, Error> {
+        std::thread::scope(|scope| {
+            let check = scope.spawn(|| check_digest(&self.path, self.entry));
+            let loaded = load()?;
+            check.join().unwrap_or_else(|_| Err(Error::Setup("the digest could not be taken".to_owned())))?;
+            Ok(loaded)
+        })
+    }
+
+    fn decoder(&self, settings: native::EngineConfig) -> Result<Model, Error> {
+        let loaded = self.checked(|| decoders::load(&self.path, &settings))?;
+        let decoders::Loaded { model, tokenizer, template, info } = loaded;
+        tracing::info!(model = %self.entry.name, family = %info.family, parameters = info.parameters, "loaded");
+        let engine = Decoder::start(model, tokenizer, template, settings)?;
+        let fits = engine.length_max().min(info.context);
+        Ok(self.model(fits, Traits::default(), Arc::new(engine)))
+    }
+
+    fn encoder(&self, settings: native::EngineConfig, budget: MediaBudget) -> Result<Model, Error> {
+        let loaded = self.checked(|| encoders::load(&self.path, settings.threads))?;
+        let encoders::Loaded { encoder, tokens, labels, info } = loaded;
+        tracing::info!(model = %self.entry.name, family = %info.family, parameters = info.parameters, "loaded");
+        let context = info.context.unwrap_or(usize::MAX);
+        let reads_both = self.entry.modality == Modality::Image && tokens.is_some();
+        let likeness = if reads_both { Some(contrast(Tensors::open(&self.path)?.as_ref())?) } else { None };
+        let traits = Traits { width: info.width, labels: labels.into(), likeness };
+        let texts = tokens.map(|tokens| (tokens, context.min(self.entry.context as usize)));
+        let senses = Senses::of(&self.path, self.entry.modality, texts, budget)?;
+        let engine = Encoder::start(encoder, senses, settings.sequences_max + settings.queue_max)?;
+        Ok(self.model(context, traits, Arc::new(engine)))
+    }
+
+    /// `fits` is how many tokens the engine takes; the catalogue may say less.
+    fn model(&self, fits: usize, traits: Traits, engine: Arc<dyn crate::model::Engine>) -> Model {
+        let entry = self.entry;
+        Model {
+            loaded: heartbeat::Loaded {
+                name: entry.name.clone(),
+                digest: entry.sha256.clone(),
+                precision: entry.precision.clone(),
+                context: u32::try_from(fits).unwrap_or(u32::MAX).min(entry.context),
+            },
+            modality: entry.modality,
+            tasks: entry.tasks.clone(),
+            traits,
+            engine,
+        }
+    }
 }
 
 /// Answers are cached under the catalogue's digest, so the file must be the one that it names.
@@ -124,94 +208,7 @@ fn check_digest(path: &Path, entry: &ModelEntry) -> Result<(), Error> {
     )))
 }
 
-struct Native {
-    engine: native::Engine,
-    tokenizer: Arc<Tokenizer>,
-    template: Option<Template>,
-    routes: Routes,
-}
-
-impl Native {
-    fn start(
-        model: Box<dyn engine::model::Model>,
-        tokenizer: Arc<Tokenizer>,
-        template: Option<Template>,
-        settings: native::EngineConfig,
-    ) -> Result<Self, Error> {
-        let routes = Routes::default();
-        let out = Arc::clone(&routes);
-        let events = Box::new(move |event| route(&out, event));
-        let engine = native::Engine::start(model, Arc::clone(&tokenizer), settings, events)?;
-        Ok(Self { engine, tokenizer, template, routes })
-    }
-}
-
-impl Engine for Native {
-    fn tokens(&self, prompt: &Prompt) -> Result<Vec<TokenId>, Refusal> {
-        let tokens = match (prompt, &self.template) {
-            (Prompt::Chat(messages), Some(template)) => {
-                let messages: Vec<Message> = messages.iter().map(message).collect();
-                text::chat_tokens(template, &self.tokenizer, &messages)
-            }
-            (Prompt::Chat(_), None) => return Err(Refusal::invalid("the model is no chat model: ask for complete")),
-            (Prompt::Text(text), _) => text::complete_tokens(&self.tokenizer, text),
-        };
-        // A template refuses what its authors did not mean, such as roles in another order.
-        tokens.map_err(|error| match error {
-            engine::Error::Template(why) => Refusal::invalid(format!("the model's template refuses: {why:.200}")),
-            error => Refusal::new(ErrorCode::Internal, format!("tokenizer: {:.200}", error.to_string())),
-        })
-    }
-
-    fn submit(&self, work: Work, events: UnboundedSender<Event>) -> Result<(), Refusal> {
-        let key = work.key;
-        lock(&self.routes).insert(key, events);
-        let job = native::Job {
-            key: native::JobKey(key),
-            tokens: work.tokens,
-            max_tokens: work.max_tokens,
-            sampling: work.sampling,
-            stop: work.stop,
-            deadline: Some(work.deadline),
-        };
-        self.engine.submit(job).map_err(|error| {
-            lock(&self.routes).remove(&key);
-            refusal(&error)
-        })
-    }
-
-    fn cancel(&self, key: u64, why: Cancel) {
-        let why = match why {
-            Cancel::Client => native::Cancel::Client,
-            Cancel::Stopping => native::Cancel::Stopping,
-        };
-        self.engine.cancel(native::JobKey(key), why);
-    }
-
-    fn stats(&self) -> Stats {
-        let stats = self.engine.stats();
-        Stats {
-            progress: self.engine.progress(),
-            jobs: stats.running + stats.waiting,
-            step: stats.last_step,
-            life: if self.engine.is_alive() { Life::Running } else { Life::Ended },
-        }
-    }
-
-    fn stop(&self) {
-        self.engine.clone().stop();
-    }
-}
-
-fn message((role, text): &(Role, String)) -> Message {
-    let role = match role {
-        Role::System => text::Role::System,
-        Role::User => text::Role::User,
-        Role::Assistant => text::Role::Assistant,
-    };
-    Message { role, content: text.clone() }
-}
-
+/// Why an engine did not let a job in.
 fn refusal(error: &native::SubmitError) -> Refusal {
     let code = match error {
         native::SubmitError::Full => ErrorCode::Overloaded,
@@ -222,38 +219,47 @@ fn refusal(error: &native::SubmitError) -> Refusal {
     Refusal::new(code, error.to_string())
 }
 
-/// Called on the engine's thread, between steps. A receiver that is gone has ended its walk.
-fn route(routes: &Routes, event: native::Event) {
-    let (key, event) = match event {
-        native::Event::Started { key, .. } => (key, Event::Started),
-        native::Event::Chunk { key, text } => (key, Event::Chunk(text)),
-        native::Event::Ended { key, end } => {
-            let sender = lock(routes).remove(&key.0);
-            sender.map(|sender| sender.send(Event::Ended(ended(end))));
-            return;
-        }
-    };
-    if let Some(sender) = lock(routes).get(&key.0) {
-        let _ = sender.send(event);
+fn cancel(why: Cancel) -> native::Cancel {
+    match why {
+        Cancel::Client => native::Cancel::Client,
+        Cancel::Stopping => native::Cancel::Stopping,
     }
 }
 
-fn ended(end: native::End) -> End {
-    match end {
-        native::End::Done { finish, output_tokens, input_tokens } => {
-            let finish = match finish {
-                native::Finish::Stop => Finish::Stop,
-                native::Finish::Length => Finish::Length,
-            };
-            End::Done { finish, input_tokens, output_tokens }
-        }
-        native::End::Cancelled => End::Cancelled,
-        native::End::Deadline => End::Deadline,
-        native::End::Stopped => End::Stopped,
-        native::End::Failed(why) => End::Failed(why),
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn lock(routes: &Routes) -> MutexGuard<'_, HashMap<u64, UnboundedSender<Event>>> {
-    routes.lock().unwrap_or_else(PoisonError::into_inner)
+    fn entry(name: &str, file: &str) -> ModelEntry {
+        ModelEntry { name: name.to_owned(), file: file.to_owned(), ..runtime::config::default_catalogue().remove(0) }
+    }
+
+    fn put(config: &Config, name: &str) {
+        let entry = config.common.models.iter().find(|entry| entry.name == name).unwrap();
+        std::fs::create_dir_all(config.file(entry).parent().unwrap()).unwrap();
+        std::fs::write(config.file(entry), b"").unwrap();
+    }
+
+    #[test]
+    fn without_names_what_is_on_the_shelf_is_served() {
+        let folder = std::env::temp_dir().join(format!("flotilla-shelf-{}", std::process::id()));
+        let mut config = Config::default();
+        config.worker.models_dir = folder.clone();
+        config.common.models = vec![entry("a", "a.gguf"), entry("b", "model.safetensors"), entry("c", "c.gguf")];
+        let names = |config: &Config| {
+            let books = shelf(config).map_err(|error| error.to_string())?;
+            Ok::<_, String>(books.iter().map(|book| (book.entry.name.clone(), book.kind)).collect::<Vec<_>>())
+        };
+        let nothing = names(&config).unwrap_err();
+        assert!(nothing.contains("models pull a"), "{nothing}");
+        put(&config, "b");
+        put(&config, "c");
+        let found = names(&config).unwrap();
+        assert_eq!(found, [("b".to_owned(), Kind::Encoder), ("c".to_owned(), Kind::Decoder)]);
+        config.worker.models = vec!["c".to_owned()];
+        assert_eq!(names(&config).unwrap().len(), 1);
+        config.worker.models.push("a".to_owned());
+        assert!(names(&config).unwrap_err().contains("models pull a"), "what is named must be there");
+        std::fs::remove_dir_all(folder).unwrap();
+    }
 }

@@ -4,11 +4,11 @@
 use std::pin::pin;
 use std::task::Poll;
 
-use protocol::answer::{Answer, CacheOutcome};
+use protocol::answer::{Answer, CacheOutcome, Streamed};
 use protocol::job::Job;
 use protocol::record::{End, Record};
 use protocol::reply::{self, ChunkOf, Frame};
-use protocol::request::Mode;
+use protocol::request::{Mode, Task};
 use protocol::subject;
 use runtime::{Bus, bus};
 
@@ -55,11 +55,21 @@ impl<'a> Reply<'a> {
         &self.text
     }
 
-    /// The attempt begins.
+    /// Whether the client hears it as it comes. Of a pipeline, only the last job speaks: see [`protocol::pipeline`].
+    fn streams(&self) -> bool {
+        self.job.mode == Mode::Stream && !self.job.is_step()
+    }
+
+    /// The attempt begins, with what the steps before gave.
     pub async fn accepted(&mut self) {
-        if self.job.mode == Mode::Stream {
+        if self.streams() {
             self.told = Told::Begun;
             if let Some(frame) = reply::accepted(&self.job.id, self.attempt, self.job.format) {
+                self.send(frame).await;
+            }
+            for given in self.job.given() {
+                let frame = reply::given(&self.of(), given, self.job.format);
+                self.seq += 1;
                 self.send(frame).await;
             }
         }
@@ -68,19 +78,23 @@ impl<'a> Reply<'a> {
     /// More of the answer.
     pub async fn chunk(&mut self, text: String) -> Pace {
         self.text.push_str(&text);
-        if self.job.mode != Mode::Stream || text.is_empty() {
+        if !self.streams() || text.is_empty() {
             return Pace::Flowing;
         }
-        let of = ChunkOf {
+        let frame = reply::chunk(&self.of(), text, self.job.format);
+        self.seq += 1;
+        self.send(frame).await
+    }
+
+    fn of(&self) -> ChunkOf<'a> {
+        ChunkOf {
             job: &self.job.id,
             model: &self.job.model,
+            kind: if self.job.task == Task::Transcribe { Streamed::Transcript } else { Streamed::Text },
             attempt: self.attempt,
             seq: self.seq,
             cache: CacheOutcome::Miss,
-        };
-        let frame = reply::chunk(&of, text, self.job.format);
-        self.seq += 1;
-        self.send(frame).await
+        }
     }
 
     /// The end, as the record has it. `above` is the attempt to say it under where others may have spoken too.

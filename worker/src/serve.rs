@@ -11,12 +11,12 @@ use runtime::telemetry::Trace;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tracing::Instrument;
 
-use crate::admit::{Admission, admit};
-use crate::company::Seat;
+use crate::admit::{Admission, Order, admit, cancelled};
 use crate::delivery::{Delivery, Hand, Phase};
 use crate::metrics;
-use crate::model::{Cancel, End, Event, Model, Work};
+use crate::model::{Cancel, End, Event, Model};
 use crate::outcome::{Attempt, Case, Ending, Outcome, Why, late, outcome};
+use crate::output::{Form, unsaid};
 use crate::reply::{Pace, Reply};
 use crate::settle;
 use crate::worker::Worker;
@@ -31,9 +31,9 @@ pub async fn serve(worker: Arc<Worker>, delivery: Arc<Delivery>) {
 /// Gives a delivery back unseen: the worker stops.
 pub async fn decline(worker: Arc<Worker>, delivery: Arc<Delivery>) {
     let _in_hand = InHand { hand: Arc::clone(&worker.hand), delivery: Arc::clone(&delivery) };
-    let forgiven = match delivery.whose() {
+    let forgiven = match delivery.name() {
         Some((tenant, job)) if delivery.info.delivered > 1 => {
-            runtime::records::forgiven(&worker.bus, tenant, job).await.unwrap_or_default()
+            runtime::records::forgiven(&worker.bus, tenant, &job).await.unwrap_or_default()
         }
         _ => 0,
     };
@@ -82,13 +82,8 @@ async fn walk(worker: &Worker, delivery: &Delivery) {
             return rest.instrument(tracing::debug_span!("settle")).await;
         }
         (Admission::Ends(ending), ..) => ending,
-        (Admission::Compute(work), Ok(job), Some(reply)) => {
-            let compute = async {
-                match seat(worker, delivery, case.attempts(), work.deadline).await {
-                    Ok(_seat) => compute(worker, delivery, job, *work, reply).await,
-                    Err(ending) => ending,
-                }
-            };
+        (Admission::Compute(order), Ok(job), Some(reply)) => {
+            let compute = compute(worker, delivery, job, *order, reply);
             compute.instrument(tracing::debug_span!("compute")).await
         }
         (Admission::Compute(_), ..) => Ending::Exhausted,
@@ -99,28 +94,12 @@ async fn walk(worker: &Worker, delivery: &Delivery) {
     settle::settle(worker, delivery, verdict, &case, reply).instrument(tracing::debug_span!("settle")).await;
 }
 
-/// A place to compute in, unless the job is over before there is one.
-async fn seat<'a>(
-    worker: &'a Worker,
-    delivery: &Delivery,
-    attempts: u32,
-    deadline: Instant,
-) -> Result<Seat<'a>, Ending> {
-    // Who waits for a place waits for those in the engine, and shows progress as they do.
-    delivery.enter(Phase::Computing);
-    tokio::select! {
-        biased;
-        () = worker.quit.cancelled() => Err(Ending::Untried(Why::Stopping)),
-        () = delivery.cancelled.cancelled() => Err(Ending::Refused(cancelled())),
-        seat = worker.company.seat(attempts) => seat.ok_or(Ending::Untried(Why::Waits)),
-        () = tokio::time::sleep_until(deadline.into()) => Err(Ending::Refused(late())),
-    }
-}
-
 /// Runs the job in the engine and streams what comes.
-async fn compute(worker: &Worker, delivery: &Delivery, job: &Job, work: Work, reply: &mut Reply<'_>) -> Ending {
+async fn compute(worker: &Worker, delivery: &Delivery, job: &Job, order: Order<'_>, reply: &mut Reply<'_>) -> Ending {
     let model = &worker.models[delivery.model];
     metrics::admitted(&job.model, since(job.accepted_ms));
+    let Order { work, form, usage, room: _room, seat: _seat } = order;
+    delivery.enter(Phase::Computing);
     let (events_in, events) = unbounded_channel();
     let key = work.key;
     if let Err(refusal) = model.engine.submit(work, events_in) {
@@ -128,8 +107,9 @@ async fn compute(worker: &Worker, delivery: &Delivery, job: &Job, work: Work, re
     }
     let running = Running { model, key };
     reply.accepted().await;
-    let end = listen(worker, delivery, &running, Feed { events, ahead: None }, (job, reply)).await;
-    ending(job, end, reply)
+    let mut telling = Telling { job, form, reply };
+    let end = listen(worker, delivery, &running, Feed { events, ahead: None }, &mut telling).await;
+    telling.ending(end, usage).await
 }
 
 /// A job in the engine; taken out when its walk ends before it does.
@@ -150,11 +130,12 @@ async fn listen(
     delivery: &Delivery,
     running: &Running<'_>,
     mut feed: Feed,
-    (job, reply): (&Job, &mut Reply<'_>),
+    telling: &mut Telling<'_, '_>,
 ) -> End {
     // Told to the engine, not merely asked for: what was asked for before this is told first of all.
     let (mut cancelled, mut quit) = (false, false);
-    let (mut pace, mut last): (Pace, Option<Instant>) = (Pace::Flowing, None);
+    let mut pace = Pace::Flowing;
+    let mut last = None;
     loop {
         let event = tokio::select! {
             biased;
@@ -172,14 +153,7 @@ async fn listen(
         };
         match event {
             Some(Event::Started) => {}
-            Some(Event::Chunk(text)) => {
-                match last {
-                    None => metrics::first_token(&job.model, since(job.accepted_ms)),
-                    Some(last) => metrics::token(&job.model, last.elapsed()),
-                }
-                last = Some(Instant::now());
-                pace = reply.chunk(text).await;
-            }
+            Some(Event::Chunk(text)) => pace = telling.chunk(text, &mut last).await,
             Some(Event::Ended(end)) => return end,
             None => return End::Failed("the engine dropped the job".to_owned()),
         }
@@ -217,36 +191,70 @@ impl Feed {
     }
 }
 
-/// What the engine's end means for the job.
-fn ending(job: &Job, end: End, reply: &Reply<'_>) -> Ending {
-    match end {
-        End::Done { finish, input_tokens, output_tokens } => {
-            let usage = Usage { input_tokens: input_tokens as u64, output_tokens: output_tokens as u64 };
-            Ending::Answered(answer(job, reply.text(), finish, usage))
+/// What comes from the engine, on its way to the client.
+struct Telling<'t, 'r> {
+    job: &'t Job,
+    form: Form,
+    reply: &'t mut Reply<'r>,
+}
+
+impl Telling<'_, '_> {
+    /// More of the answer; `last` is when there was something before.
+    async fn chunk(&mut self, text: String, last: &mut Option<Instant>) -> Pace {
+        let Some(text) = self.form.chunk(self.reply.text(), text) else { return Pace::Flowing };
+        match last {
+            None => metrics::first_token(&self.job.model, since(self.job.accepted_ms)),
+            Some(last) => metrics::token(&self.job.model, last.elapsed()),
         }
-        End::Cancelled => Ending::Refused(cancelled()),
-        End::Deadline => Ending::Refused(late()),
-        End::Stopped => Ending::Untried(Why::Stopping),
-        End::Failed(why) => {
-            tracing::error!(job = %job.id, why, "the engine failed the job");
-            Ending::Refused(Refusal::new(ErrorCode::Internal, "the engine failed"))
+        *last = Some(Instant::now());
+        self.reply.chunk(text).await
+    }
+
+    /// What the engine's end means for the job.
+    async fn ending(self, end: End, usage: Usage) -> Ending {
+        match end {
+            End::Done { finish, input_tokens, output_tokens } => {
+                let usage = Usage {
+                    input_tokens: input_tokens as u64,
+                    output_tokens: output_tokens as u64,
+                    ..Usage::default()
+                };
+                let text = vec![Output::Text { text: self.reply.text().to_owned() }];
+                Ending::Answered(answer(self.job, text, finish, usage))
+            }
+            End::Encoded(found) => match self.form.outputs(found) {
+                Ok((outputs, pieces)) => {
+                    for piece in unsaid(pieces, self.reply.text()) {
+                        self.reply.chunk(piece).await;
+                    }
+                    Ending::Answered(answer(self.job, outputs, Finish::Stop, usage))
+                }
+                Err(why) => failed(self.job, &why),
+            },
+            End::Cancelled => Ending::Refused(cancelled()),
+            End::Deadline => Ending::Refused(late()),
+            End::Stopped => Ending::Untried(Why::Stopping),
+            End::Refused(why) => Ending::Refused(Refusal::invalid(why)),
+            End::Failed(why) => failed(self.job, &why),
         }
     }
 }
 
-fn cancelled() -> Refusal {
-    Refusal::new(ErrorCode::Cancelled, "the job was cancelled")
+fn failed(job: &Job, why: &str) -> Ending {
+    tracing::error!(job = %job.id, why, "the engine failed the job");
+    Ending::Refused(Refusal::new(ErrorCode::Internal, "the engine failed"))
 }
 
-fn answer(job: &Job, text: &str, finish_reason: Finish, usage: Usage) -> Answer {
+fn answer(job: &Job, output: Vec<Output>, finish_reason: Finish, usage: Usage) -> Answer {
     Answer {
         job: job.id.clone(),
         model: job.model.clone(),
         task: job.task.as_str().to_owned(),
-        output: vec![Output::Text { text: text.to_owned() }],
+        output,
         finish_reason,
         usage,
         cache: CacheOutcome::Miss,
+        steps: Vec::new(),
     }
 }
 

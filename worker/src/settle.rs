@@ -23,18 +23,23 @@
 //!
 //! Two that compute the same job meet at the record: who comes second takes the stored end for his own. A process that
 //! was stopped for longer than the queue waits gives nothing back: the job may be in other hands.
+//!
+//! Of a pipeline this is the end of the last job, and of a step that failed; what a step gave goes to [`step`].
+
+mod step;
 
 use std::time::{Duration, Instant};
 
 use async_nats::client::Request;
 use async_nats::jetstream::AckKind;
 use bytes::Bytes;
+use protocol::answer::{Answer, Usage};
 use protocol::header::{self, Headers};
-use protocol::job::Job;
+use protocol::job::{Job, Turn};
 use protocol::record::{End, Record, SessionTurn};
 use protocol::request::Format;
 use protocol::token::Token;
-use protocol::{ErrorCode, Refusal, WIRE_VERSION};
+use protocol::{ErrorCode, Refusal, WIRE_VERSION, reply};
 use runtime::records::Stored;
 use runtime::{clock, records};
 
@@ -60,6 +65,9 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 const WORKER: &str = "Flotilla-Worker";
 /// What headers and subject of a record need, of what the server takes.
 const RECORD_SPARE_BYTES: usize = 16 * 1024;
+/// An answer is at most this many times as long in another format than in its record: a control character has six letters
+/// in JSON, a number at most three times its bytes.
+const FORMAT_GROWTH_MAX: usize = 8;
 
 /// Acts on a verdict.
 pub async fn settle(worker: &Worker, delivery: &Delivery, outcome: Outcome, case: &Case, reply: Option<Reply<'_>>) {
@@ -75,12 +83,27 @@ pub async fn settle(worker: &Worker, delivery: &Delivery, outcome: Outcome, case
 
 /// Stores the end; whichever end stands then is the one that is said.
 async fn over(worker: &Worker, delivery: &Delivery, end: End, case: &Case, reply: Option<Reply<'_>>) {
+    let end = match (&delivery.job, end) {
+        (Ok(job), End::Done(answer)) if job.is_step() => match step::give(worker, delivery, job, answer, case).await {
+            Some(end) => end,
+            None => return,
+        },
+        (Ok(job), End::Done(answer)) => End::Done(whole(job, answer)),
+        (_, end) => end,
+    };
     let Some(record) = record(worker, delivery, end) else { return ack(worker, delivery).await };
     match store(worker, delivery, record).await {
         Ok(record) => finish(worker, delivery, &record, reply).await,
         Err(InVain::Full) => later(worker, delivery, Attempt::Forgiven, case).await,
         Err(InVain::Quitting | InVain::Unwritable) => {}
     }
+}
+
+/// The answer to the whole request: what the steps before gave and cost is part of it.
+fn whole(job: &Job, answer: Answer) -> Answer {
+    let steps = job.given().to_vec();
+    let usage = steps.iter().filter_map(|given| given.usage).fold(answer.usage, Usage::plus);
+    Answer { steps, usage, ..answer }
 }
 
 /// Frees the slot until there may be room to write.
@@ -128,6 +151,10 @@ async fn store(worker: &Worker, delivery: &Delivery, record: Record) -> Result<R
 /// The rest of the walk of a job whose record stands. Every step may be done before, and is done again.
 pub async fn finish(worker: &Worker, delivery: &Delivery, record: &Record, reply: Option<Reply<'_>>) {
     delivery.enter(Phase::Settling);
+    // A step that came again after the request was answered: whoever answered said so.
+    if matches!((&delivery.job, &record.end), (Ok(job), End::Done(_)) if job.is_step()) {
+        return ack(worker, delivery).await;
+    }
     if let Some(turn) = session_turn(delivery, record)
         && let Err(error) = worker.sessions.settle(&record.tenant, &turn, &record.job).await
     {
@@ -155,7 +182,7 @@ pub async fn finish(worker: &Worker, delivery: &Delivery, record: &Record, reply
 /// The turn that the record settles; a record written elsewhere may not know of it, as a cancel does not.
 fn session_turn(delivery: &Delivery, record: &Record) -> Option<SessionTurn> {
     let unanswered = || {
-        delivery.turn().map(|turn| SessionTurn {
+        turn(delivery).map(|turn| SessionTurn {
             session: turn.session,
             number: turn.number,
             input: Vec::new(),
@@ -163,6 +190,11 @@ fn session_turn(delivery: &Delivery, record: &Record) -> Option<SessionTurn> {
         })
     };
     record.session.clone().or_else(unanswered)
+}
+
+/// The place in a session that the end settles: a step does not wait for its turn, and settles it where it fails.
+fn turn(delivery: &Delivery) -> Option<Turn> {
+    delivery.turn().or_else(|| delivery.job.as_ref().ok().and_then(|job| job.turn().cloned()))
 }
 
 /// The record of an end. `None` where nobody knows whose job it is.
@@ -184,17 +216,28 @@ fn record(worker: &Worker, delivery: &Delivery, end: End) -> Option<Record> {
     };
     let whole = record(end, session, cache_key);
     let most = worker.bus.client.max_payload().saturating_sub(RECORD_SPARE_BYTES);
-    if whole.encode().len() <= most {
-        return Some(whole);
-    }
-    let refusal = Refusal::new(ErrorCode::TooLarge, format!("input and answer together exceed {most} bytes"));
+    let Some(excess) = excess(&whole, most) else { return Some(whole) };
+    let refusal = Refusal::new(ErrorCode::TooLarge, excess);
     let session = whole.session.map(|turn| SessionTurn { input: Vec::new(), answer: None, ..turn });
     Some(record(End::Failed(refusal), session, None))
 }
 
+/// Why an end cannot be stored, or not be said in the format that was asked for; `None` where it can be both.
+fn excess(record: &Record, most: usize) -> Option<String> {
+    let stored = record.encode().len();
+    if stored > most {
+        return Some(format!("input and answer together exceed {most} bytes"));
+    }
+    let End::Done(answer) = &record.end else { return None };
+    let format = record.format;
+    let said = |answer| reply::whole(answer, format).body.len();
+    let unsaid = stored > most / FORMAT_GROWTH_MAX && said(answer) > most;
+    unsaid.then(|| format!("the answer exceeds {most} bytes in the format '{}'", format.as_str()))
+}
+
 /// What was said in this turn of the session.
 fn spoken(delivery: &Delivery, job: &Job, end: &End) -> Option<SessionTurn> {
-    let turn = delivery.turn()?;
+    let turn = turn(delivery)?;
     let (input, answer) = match end {
         End::Done(answer) => (job.input.clone(), Some(answer.text().to_owned())),
         End::Failed(_) => (Vec::new(), None),
@@ -247,11 +290,12 @@ fn unreadable(sequence: u64) -> Token {
 /// Gives the delivery back, so that another may do it; not if it may be in other hands already.
 async fn give_back(worker: &Worker, delivery: &Delivery, delay: Duration, attempt: Attempt, case: &Case) {
     if attempt == Attempt::Forgiven
-        && let Some((tenant, job)) = delivery.whose()
+        && let Some((tenant, job)) = delivery.name()
     {
         let count = case.forgiven.saturating_add(1);
-        let forgive =
-            || async { if delivery.ours() { records::forgive(&worker.bus, tenant, job, count).await } else { Ok(()) } };
+        let forgive = || async {
+            if delivery.ours() { records::forgive(&worker.bus, tenant, &job, count).await } else { Ok(()) }
+        };
         match retry(worker, delivery, forgive).await {
             // Without room to forgive it, it costs an attempt.
             Ok(()) | Err(InVain::Full) => {}

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::company::Company;
 use crate::delivery::Hand;
 use crate::model::Model;
+use crate::reader::Reader;
 
 /// A worker's parts; shared by its tasks.
 pub struct Worker {
@@ -27,6 +28,8 @@ pub struct Worker {
     pub device: String,
     /// What it runs.
     pub models: Vec<Model>,
+    /// Turns input into what they read.
+    pub reader: Reader,
     /// Jobs at once.
     pub slots: usize,
     /// Its rank in the queue.

@@ -30,7 +30,10 @@ fn decode(headers: &Headers, body: &str) -> Request {
 }
 
 fn make(door: Door, body: &str) -> Job {
-    let request = decode(&Headers::new(), body);
+    made(door, decode(&Headers::new(), body))
+}
+
+fn made(door: Door, request: Request) -> Job {
     let class = classify(&request, Language::Skip).unwrap();
     let terms = Terms::decide(&request, &class, None, &door);
     let lane = route(&class, &terms, &Catalogue::new(vec![entry("m")]).unwrap()).unwrap();
@@ -74,6 +77,22 @@ fn a_repeat_means_the_same_whatever_its_form() {
 }
 
 #[test]
+fn accept_is_a_parameter_of_transcriptions_alone_and_of_no_meaning() {
+    let vtt = Headers::new().with(header::ID, "a").with(header::ACCEPT, "text/vtt");
+    let (plain, subtitles) = (decode(&Headers::new().with(header::ID, "a"), "hi"), decode(&vtt, "hi"));
+    assert_eq!(identify(&incoming(Door::Infer), &plain), identify(&incoming(Door::Infer), &subtitles));
+    let chat = made(Door::Infer, subtitles);
+    assert_eq!((chat.task, chat.params.format), (Task::Chat, None));
+    let params = Params::default();
+    assert_eq!(
+        written(params.clone(), &Task::Transcribe, Some(TranscriptFormat::Vtt)).format,
+        Some(TranscriptFormat::Vtt)
+    );
+    let own = Params { format: Some(TranscriptFormat::Srt), ..params };
+    assert_eq!(written(own, &Task::Transcribe, Some(TranscriptFormat::Vtt)).format, Some(TranscriptFormat::Srt));
+}
+
+#[test]
 fn a_repeat_is_answered_here_when_its_job_answers_another() {
     assert!(must_answer(&incoming(Door::Infer), Arrival::Repeat, Asker::First), "somebody else was faster");
     assert!(must_answer(&incoming(Door::Infer), Arrival::Repeat, Asker::Repeat));
@@ -105,7 +124,7 @@ fn every_two_parameters_mean_different_things() {
         r#"{"truncate":true}"#,
         r#"{"words":true}"#,
         r#"{"stop":"text"}"#,
-        r#"{"language":"text"}"#,
+        r#"{"language":"de"}"#,
         r#"{"format":"text"}"#,
         r#"{"stop":["text"]}"#,
         r#"{"labels":["text"]}"#,

@@ -52,7 +52,7 @@ pub fn classify(request: &Request, language: Language) -> Result<Class, Refusal>
     let modality = request.input.iter().map(Part::modality).max().unwrap_or(Modality::Text);
     let mut class = Class {
         modality,
-        task: request.task.clone().unwrap_or_else(|| default_task(modality)),
+        task: request.task.clone().unwrap_or_else(|| default_task(request, modality)),
         mime: "text/plain".to_owned(),
         bytes: 0,
         image: None,
@@ -74,9 +74,12 @@ pub fn classify(request: &Request, language: Language) -> Result<Class, Refusal>
     Ok(class)
 }
 
-/// What is done where nobody says what.
-const fn default_task(modality: Modality) -> Task {
+/// What is done where nobody says what: media of one kind are named or written down, in a conversation they are answered.
+fn default_task(request: &Request, modality: Modality) -> Task {
+    let conversation = request.session.is_some() || last_text(&request.input).is_some();
+    let mixed = request.input.iter().any(|part| part.modality() != modality);
     match modality {
+        _ if conversation || mixed => Task::Chat,
         Modality::Text => Task::Chat,
         Modality::Image => Task::Classify,
         Modality::Audio => Task::Transcribe,

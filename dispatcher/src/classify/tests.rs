@@ -1,31 +1,9 @@
 use std::time::Instant;
 
-use bytes::Bytes;
 use proptest::prelude::*;
-use protocol::request::{Blob, Format, Mode, Params};
 
 use super::*;
-
-fn request(input: Vec<Part>) -> Request {
-    Request {
-        input,
-        task: None,
-        model: None,
-        session: None,
-        mode: Mode::Whole,
-        priority: None,
-        deadline: None,
-        cache: None,
-        id: None,
-        params: Params::default(),
-        format: Format::Raw,
-    }
-}
-
-fn media(modality: Modality, mime: &str, data: &[u8]) -> Part {
-    let data = Blob(Bytes::copy_from_slice(data));
-    Part { role: Role::User, content: Content::Media { modality, mime: mime.to_owned(), data } }
-}
+use crate::fixture::{media, request};
 
 fn image(mime: &str, data: &[u8]) -> Result<Class, Refusal> {
     classify(&request(vec![media(Modality::Image, mime, data)]), Language::Skip)
@@ -168,6 +146,11 @@ fn mixed_parts_take_the_lane_that_needs_most() {
     assert_eq!(last_text(&parts), Some("well?"));
     let text = classify(&request(vec![Part::user("hi")]), Language::Detect).unwrap();
     assert_eq!((text.modality, text.task, text.mime.as_str()), (Modality::Text, Task::Chat, "text/plain"));
+    let asked = vec![media(Modality::Image, "image/png", &png(1, 1, 64)), Part::user("What is it?")];
+    assert_eq!(classify(&request(asked.clone()), Language::Skip).unwrap().task, Task::Chat, "a question is answered");
+    let session = Some(protocol::token::SessionId::parse("s").unwrap());
+    let told = Request { session, ..request(asked[..1].to_vec()) };
+    assert_eq!(classify(&told, Language::Skip).unwrap().task, Task::Chat, "a conversation goes on");
 }
 
 /// The worst that a body of the greatest size can ask of the readers.

@@ -11,16 +11,16 @@ use protocol::token::Token;
 use protocol::{ErrorCode, Refusal, subject};
 use runtime::bus::headers_in;
 use runtime::clock;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::service::{self, Counts, QUEUE_GROUP};
-use super::{Door, Incoming, Slots, Weight, inbox, reply_to, trace};
+use super::{Door, Incoming, inbox, reply_to, trace};
 use crate::Error;
 use crate::answer::{self, Manner};
 use crate::control::{self, Control};
 use crate::metrics::{self, Labels, Outcome};
+use crate::slots::{Place, Slots, Weight};
 use crate::state::Dispatcher;
 use crate::walk::{self, Verdict};
 
@@ -117,7 +117,7 @@ impl Desk {
         }
     }
 
-    async fn handle(&self, message: Message, slot: (OwnedSemaphorePermit, Weight)) {
+    async fn handle(&self, message: Message, slot: (Place, Weight)) {
         let begun = Instant::now();
         let (place, _weight) = slot;
         let copy = message.clone();
@@ -134,7 +134,7 @@ impl Desk {
         self.counts.decided(begun.elapsed());
     }
 
-    async fn infer(&self, message: Message, modality: Option<Modality>, place: OwnedSemaphorePermit) {
+    async fn infer(&self, message: Message, modality: Option<Modality>, place: Place) {
         let headers = message.headers.as_ref().map(headers_in).unwrap_or_default();
         let reply_to = match reply_to(&headers, message.reply.as_deref()) {
             Ok(Some(reply_to)) => reply_to,

@@ -7,8 +7,6 @@ pub mod infer;
 pub mod service;
 pub mod submit;
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use protocol::Refusal;
 use protocol::header::{self, Headers};
@@ -16,7 +14,8 @@ use protocol::media::Modality;
 use protocol::subject;
 use protocol::token::Token;
 use runtime::telemetry::Trace;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::slots::Place;
 
 /// How a message came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +66,7 @@ pub struct Incoming {
     /// Trace context of what follows.
     pub trace: Trace,
     /// Its place among the messages in hand; given back by whoever waits for another's answer.
-    pub slot: Option<OwnedSemaphorePermit>,
+    pub slot: Option<Place>,
 }
 
 /// The sender's trace with a span of our own, or a new trace.
@@ -89,32 +88,6 @@ fn inbox(reply: Option<&str>) -> Option<&str> {
     reply.filter(|reply| subject::check_reply_to(reply).is_ok())
 }
 
-/// Room for messages at a door, in number and bytes.
-#[derive(Clone, Debug)]
-struct Slots {
-    count: Arc<Semaphore>,
-    kilobytes: Arc<Semaphore>,
-}
-
-/// The bytes of one message, held until its walk ends.
-type Weight = OwnedSemaphorePermit;
-
-impl Slots {
-    fn new(count: usize, bytes: usize) -> Self {
-        Self {
-            count: Arc::new(Semaphore::new(count)),
-            kilobytes: Arc::new(Semaphore::new((bytes / 1024).min(Semaphore::MAX_PERMITS))),
-        }
-    }
-
-    /// A place for a message, now or not at all.
-    fn take(&self, bytes: usize) -> Option<(OwnedSemaphorePermit, Weight)> {
-        let weight = u32::try_from(bytes.div_ceil(1024)).ok()?;
-        let weight = Arc::clone(&self.kilobytes).try_acquire_many_owned(weight).ok()?;
-        Some((Arc::clone(&self.count).try_acquire_owned().ok()?, weight))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,16 +101,5 @@ mod tests {
         assert!(reply_to(&named("jobs.x"), Some("_INBOX.a")).is_err());
         assert_eq!(reply_to(&Headers::new(), Some("$JS.API.x")).unwrap(), None);
         assert_eq!(reply_to(&Headers::new(), None).unwrap(), None);
-    }
-
-    #[test]
-    fn slots_bound_number_and_bytes() {
-        let slots = Slots::new(2, 10 * 1024);
-        let first = slots.take(9 * 1024).unwrap();
-        assert!(slots.take(2 * 1024).is_none(), "bytes");
-        let second = slots.take(1).unwrap();
-        assert!(slots.take(0).is_none(), "number");
-        drop((first, second));
-        assert!(slots.take(10 * 1024).is_some());
     }
 }

@@ -5,20 +5,17 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::{AckKind, Message};
-use futures::{FutureExt, StreamExt};
+use futures::FutureExt;
 use protocol::record::{End, Record};
 use protocol::request::DEADLINE_MAX;
 use protocol::token::Token;
 use protocol::{ErrorCode, Refusal, WIRE_VERSION, stream, subject};
 use runtime::bus::headers_in;
-use runtime::clock::Seldom;
+use runtime::clock;
 use runtime::records::{self, Stored as Kept};
-use runtime::{Bus, bus, clock};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -27,109 +24,23 @@ use crate::Error;
 use crate::admit::Named;
 use crate::answer;
 use crate::metrics;
+use crate::pull::{self, AGAIN_FIRST, Settled, keep_alive};
+use crate::slots::Place;
 use crate::state::Dispatcher;
 use crate::walk::{self, Verdict, Walked};
 
-/// A pull ends after this, which is how long a stop waits for the last one.
-const PULL_EXPIRES: Duration = Duration::from_secs(1);
-/// A message in hand shows life this often; the consumer's ack wait is three times as long.
-const PROGRESS: Duration = Duration::from_secs(10);
-/// Bounds of the delay before a message that failed for a passing reason comes back: first soon, since a lane has room
-/// again soon; then seldom enough that the server's deliveries last for the longest deadline.
-const AGAIN_FIRST: Duration = Duration::from_secs(1);
-/// See [`AGAIN_FIRST`].
-const AGAIN_SOON: Duration = Duration::from_secs(5);
-/// See [`AGAIN_FIRST`].
-const AGAIN_SELDOM: Duration = Duration::from_secs(120);
-/// Deliveries after which it is seldom.
-const DELIVERIES_SOON: u64 = 100;
-/// The server delivers a message [`stream::DELIVERIES_MAX`] times; this many are kept back to end it ourselves.
-const DELIVERIES_LEFT: u64 = 50;
-/// Bounds of the delay after a pull that failed.
-const RETRY_FIRST: Duration = Duration::from_millis(100);
-/// See [`RETRY_FIRST`].
-const RETRY_MOST: Duration = Duration::from_secs(5);
-/// How often a stop looks whether the connection is lost.
-const ADRIFT_LOOK: Duration = Duration::from_millis(100);
-
 /// Pulls until `stop`; what is in hand runs on as tasks of `tasks`.
 pub async fn pull(dispatcher: Arc<Dispatcher>, tasks: TaskTracker, stop: CancellationToken) -> Result<(), Error> {
-    let places = Arc::new(Semaphore::new(dispatcher.options.submit_in_flight_max));
-    let mut failures = 0;
-    let mut seldom = Seldom::default();
-    while !stop.is_cancelled() {
-        let pulled = tokio::select! {
-            pulled = pull_some(&dispatcher, &places, &tasks, &stop) => pulled,
-            () = adrift(&dispatcher.bus, &stop) => return Ok(()),
-        };
-        match pulled {
-            Ok(()) => failures = 0,
-            Err(error) => {
-                let delay = clock::backoff(failures, RETRY_FIRST, RETRY_MOST);
-                if seldom.due(Instant::now()) {
-                    tracing::warn!(error, "the durable door cannot be read; trying on");
-                }
-                failures += 1;
-                tokio::select! {
-                    () = stop.cancelled() => {}
-                    () = tokio::time::sleep(delay) => {}
-                }
-            }
-        }
-    }
-    Ok(())
+    let source = pull::Source { consumer: stream::ingress_consumer(), name: "the durable door", tasks, stop };
+    pull::pull(
+        dispatcher,
+        source,
+        |dispatcher, message, place| async move { handle(&dispatcher, message, place).await },
+    )
+    .await
 }
 
-/// Returns once the process stops without a connection: what a pull still asks for will not come.
-async fn adrift(bus: &Bus, stop: &CancellationToken) {
-    stop.cancelled().await;
-    while bus.connected() {
-        tokio::time::sleep(ADRIFT_LOOK).await;
-    }
-}
-
-/// Pulls with one handle of the consumer, as long as that works.
-async fn pull_some(
-    dispatcher: &Arc<Dispatcher>,
-    places: &Arc<Semaphore>,
-    tasks: &TaskTracker,
-    stop: &CancellationToken,
-) -> Result<(), String> {
-    let consumer: PullConsumer =
-        match dispatcher.bus.js.get_consumer_from_stream(stream::INGRESS_CONSUMER, stream::INGRESS).await {
-            Ok(consumer) => consumer,
-            Err(error) => {
-                // Somebody may have deleted it.
-                bus::apply_consumer(&dispatcher.bus, &stream::ingress_consumer())
-                    .await
-                    .map_err(|error| error.to_string())?;
-                return Err(error.to_string());
-            }
-        };
-    while !stop.is_cancelled() {
-        let place = tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            place = Arc::clone(places).acquire_owned() => place.expect("never closed"),
-        };
-        let wanted = places.available_permits() + 1;
-        let batch = consumer.batch().max_messages(wanted).expires(PULL_EXPIRES).messages().await;
-        let mut batch = batch.map_err(|error| error.to_string())?;
-        // Every message of a pull is taken, a stop or not: it would wait for the ack wait otherwise.
-        let mut place = Some(place);
-        while let Some(message) = batch.next().await {
-            let message = message.map_err(|error| error.to_string())?;
-            let place = match place.take() {
-                Some(place) => place,
-                None => Arc::clone(places).acquire_owned().await.expect("never closed"),
-            };
-            let dispatcher = Arc::clone(dispatcher);
-            tasks.spawn(async move { handle(&dispatcher, message, place).await });
-        }
-    }
-    Ok(())
-}
-
-async fn handle(dispatcher: &Arc<Dispatcher>, message: Message, place: OwnedSemaphorePermit) {
+async fn handle(dispatcher: &Arc<Dispatcher>, message: Message, place: Place) {
     let Ok(mut incoming) = incoming(&message, place) else {
         return;
     };
@@ -166,7 +77,7 @@ fn refused(incoming: &Incoming, refusal: Refusal) -> Walked {
 }
 
 /// A message of INGRESS as the walk takes it; `Err` where it is none.
-fn incoming(message: &Message, place: OwnedSemaphorePermit) -> Result<Incoming, async_nats::Error> {
+fn incoming(message: &Message, place: Place) -> Result<Incoming, async_nats::Error> {
     let info = message.info()?;
     let headers = message.headers.as_ref().map(headers_in).unwrap_or_default();
     let published = info.published.unix_timestamp_nanos() / 1_000_000;
@@ -198,30 +109,6 @@ fn refused_at_the_door(message: &Message, incoming: &mut Incoming) -> Option<Wal
     }
 }
 
-/// Shows life while the work goes on: followers of the cache may wait for long.
-async fn keep_alive<T>(message: &Message, work: impl Future<Output = T>) -> T {
-    tokio::pin!(work);
-    loop {
-        tokio::select! {
-            end = &mut work => return end,
-            () = tokio::time::sleep(PROGRESS) => {
-                if let Err(error) = message.ack_with(AckKind::Progress).await {
-                    tracing::debug!(%error, "a message of the durable door could not show life");
-                }
-            }
-        }
-    }
-}
-
-/// How a message of INGRESS ends.
-#[derive(Debug, PartialEq, Eq)]
-enum Settled {
-    /// It is settled.
-    Done,
-    /// It comes back after this.
-    Again(Duration),
-}
-
 async fn settle(dispatcher: &Dispatcher, incoming: &Incoming, walked: Walked) -> Settled {
     let manner = walked.manner;
     let record = match walked.verdict {
@@ -250,23 +137,12 @@ fn judge(incoming: &Incoming, refusal: Refusal) -> (Refusal, Option<Duration>) {
     let Door::Submit(Stored { delivered, .. }) = incoming.door else {
         return (refusal, None);
     };
-    let passing = match refusal.code {
-        ErrorCode::Overloaded | ErrorCode::Unavailable | ErrorCode::RateLimited => true,
-        ErrorCode::Internal => delivered < u64::from(stream::ATTEMPTS_MAX),
-        _ => false,
-    };
-    let last = delivered + DELIVERIES_LEFT >= u64::try_from(stream::DELIVERIES_MAX).unwrap_or(u64::MAX);
-    if !passing || last {
-        return (refusal, None);
-    }
+    let Some(delay) = pull::again(&refusal, delivered) else { return (refusal, None) };
     let too_late = incoming.received_ms + u64::try_from(DEADLINE_MAX.as_millis()).unwrap_or(u64::MAX);
     if clock::now_ms() >= too_late {
         return (crate::admit::late(), None);
     }
-    let most = if delivered < DELIVERIES_SOON { AGAIN_SOON } else { AGAIN_SELDOM };
-    let doubled = AGAIN_FIRST.saturating_mul(1 << (delivered.clamp(1, 10) - 1));
-    let asked = Duration::from_millis(refusal.retry_after_ms.unwrap_or_default());
-    (refusal, Some(doubled.max(asked).min(most)))
+    (refusal, Some(delay))
 }
 
 /// The record of a message that is refused: whoever published it can read why. Without a right to end the job of its id it
@@ -308,6 +184,7 @@ mod tests {
     use runtime::telemetry::Trace;
 
     use super::*;
+    use crate::pull::{AGAIN_SELDOM, AGAIN_SOON};
 
     fn delivered(delivered: u64, received_ms: u64) -> Incoming {
         Incoming {

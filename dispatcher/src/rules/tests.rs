@@ -14,7 +14,7 @@ fn rules(toml: &str) -> Result<Rules, Vec<String>> {
         rule: Vec<Rule>,
     }
     let file: File = toml::from_str(toml).map_err(|error| vec![error.to_string()])?;
-    Rules::new(file.rule, &catalogue())
+    Rules::new(file.rule, &catalogue(), &Pipelines::new(runtime::config::default_pipelines()))
 }
 
 /// The model that the rules choose for a text of this tenant.

@@ -187,6 +187,7 @@ fn record(job: &Job) -> Record {
             finish_reason: Finish::Stop,
             usage: Usage::default(),
             cache: CacheOutcome::Miss,
+            steps: Vec::new(),
         }),
         session: None,
         cache_key: job.cache_key.clone(),

@@ -1,6 +1,7 @@
 //! The dispatcher against real servers, with a stand-in for the worker: what only it decides.
 
 mod bench;
+mod queues;
 
 use std::time::{Duration, Instant};
 
@@ -122,6 +123,24 @@ async fn a_late_repeat_ends_nobodys_job_and_hears_what_is_stored() {
     assert_eq!(client.result("order").await.answer(), "ecno");
     client.submit("default", &late("1")).await;
     assert_eq!(pushed.next().await.answer(), "ecno");
+    bench.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeat_of_what_was_refused_is_answered_though_its_pipeline_has_no_steps() {
+    let bench = Bench::start(|_| {}).await;
+    let client = &bench.client;
+    until("the word unavailable", SOON, || async {
+        let mut answers = client.open(&Ask::text("x", 4)).await;
+        answers.within(Duration::from_millis(200)).await.filter(|reply| reply.code() == "unavailable")
+    })
+    .await;
+    let ask = Ask::raw("once").header("Flotilla-Id", "order").header("Flotilla-Task", "assistant");
+    assert_eq!(client.ask(&ask).await.code(), "unavailable", "the id is claimed all the same");
+    let _worker = bench.worker(Duration::ZERO).await;
+    until("a fleet", SOON, || async { (client.ask(&Ask::raw("other")).await.status() == "done").then_some(()) }).await;
+    let repeat = client.open(&ask).await.within(SOON).await;
+    assert_eq!(repeat.expect("an answer").answer(), "ecno");
     bench.stop().await;
 }
 

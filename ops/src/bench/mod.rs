@@ -4,6 +4,8 @@ mod cache;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -12,9 +14,10 @@ use clap::Args;
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressStyle};
 use protocol::Refusal;
+use protocol::request::Params;
 use serde::Serialize;
 
-use crate::client::{self, Answers, Collected, Heard, Params, Question};
+use crate::client::{self, Answers, Collected, Heard, Input, Question};
 use crate::fleet;
 use crate::table::table;
 
@@ -32,11 +35,11 @@ pub(crate) struct Bench {
     /// Seconds of each run; answers in hand at its end are waited for and counted.
     #[arg(long, env = "FLOTILLA_SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=3600))]
     seconds: u64,
-    /// What is asked.
+    /// What is asked; `{i}` is another number in every request, so that no prompt but its template is computed before.
     #[arg(
         long,
         env = "FLOTILLA_PROMPT",
-        default_value = "Tell me a story about a ship that is looking for a harbour."
+        default_value = "Story {i}: tell me about a ship that is looking for a harbour."
     )]
     prompt: String,
     /// Most tokens of an answer.
@@ -177,13 +180,14 @@ impl Bench {
 
     fn question(&self) -> Question {
         Question {
-            input: self.prompt.clone(),
+            input: Input::Text(self.prompt.clone()),
+            task: None,
             model: self.model.clone(),
             session: None,
             stream: true,
             deadline_ms: 120_000,
             cache: "bypass",
-            params: Params { max_tokens: Some(self.max_tokens), temperature: None },
+            params: Params { max_tokens: Some(self.max_tokens), ..Params::default() },
         }
     }
 
@@ -197,10 +201,11 @@ impl Bench {
         }
         let start = Instant::now();
         let until = start + Duration::from_secs(self.seconds);
+        let number = Arc::new(AtomicU64::new(1));
         let mut running = tokio::task::JoinSet::new();
         for _ in 0..clients {
             let client = fleet::connect(url).await?;
-            running.spawn(closed_loop(client, question.clone(), until));
+            running.spawn(closed_loop(client, question.clone(), Arc::clone(&number), until));
         }
         let mut all = Tally::new();
         while let Some(tally) = running.join_next().await {
@@ -211,9 +216,10 @@ impl Bench {
     }
 }
 
-async fn closed_loop(client: Client, question: Question, until: Instant) -> Tally {
+async fn closed_loop(client: Client, question: Question, number: Arc<AtomicU64>, until: Instant) -> Tally {
     let mut tally = Tally::new();
     while Instant::now() < until {
+        let question = numbered(&question, number.fetch_add(1, Ordering::Relaxed));
         if let Err(error) = one(&client, &question, &mut tally).await {
             let refusal = error.downcast_ref::<Refusal>();
             let name = refusal.map_or("broken", |refusal| refusal.code.as_str());
@@ -225,20 +231,29 @@ async fn closed_loop(client: Client, question: Question, until: Instant) -> Tall
     tally
 }
 
+/// The question with its number in it.
+fn numbered(question: &Question, number: u64) -> Question {
+    let input = match &question.input {
+        Input::Text(text) => Input::Text(text.replace("{i}", &number.to_string())),
+        other => other.clone(),
+    };
+    Question { input, ..question.clone() }
+}
+
 async fn one(client: &Client, question: &Question, tally: &mut Tally) -> Result<()> {
     let mut answer = client::ask(client, question, Answers::Text).await?;
     let mut collected = Collected::default();
     let mut last: Option<Instant> = None;
     loop {
         match answer.next().await? {
-            Heard::Chunk { attempt, seq, body } => {
+            Heard::Chunk { attempt, seq, kind, body } => {
                 let now = Instant::now();
                 match last {
                     None => record(&mut tally.first_token, now - answer.asked),
                     Some(last) => record(&mut tally.inter_token, now - last),
                 }
                 last = Some(now);
-                collected.take(attempt, seq, &body)?;
+                collected.take(attempt, seq, &kind, &body)?;
             }
             Heard::End(summary) => {
                 collected.check(&summary)?;
@@ -247,7 +262,7 @@ async fn one(client: &Client, question: &Question, tally: &mut Tally) -> Result<
                 tally.tokens += summary.output_tokens;
                 return Ok(());
             }
-            Heard::Accepted { .. } | Heard::Whole(_) => {}
+            Heard::Accepted { .. } | Heard::Whole { .. } => {}
         }
     }
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::part::media_content;
 use super::{
     BODY_BYTES_MAX, Blob, CachePolicy, Content, DEADLINE_MAX, DEPTH_MAX, Format, Mode, PARTS_MAX, Params, Part,
-    Priority, Request, Role, Task,
+    Priority, Request, Role, Task, TranscriptFormat,
 };
 use crate::error::{ErrorCode, Refusal};
 use crate::header::{self, Headers};
@@ -300,6 +300,7 @@ fn finish(input: Vec<Part>, mut settings: Settings, headers: &Headers, format: F
         id: settings.id.as_deref().map(Token::parse_client_id).transpose()?,
         params: settings.params,
         format: accepted_format(headers, format)?,
+        subtitles: headers.get(header::ACCEPT).map(media::essence).and_then(TranscriptFormat::by_mime),
     })
 }
 
@@ -361,7 +362,11 @@ fn accepted_format(headers: &Headers, format: Format) -> Result<Format, Refusal>
         Some("application/json") => Ok(Format::Json),
         Some("application/msgpack" | "application/x-msgpack" | "application/vnd.msgpack") => Ok(Format::Msgpack),
         Some("text/plain" | "text/*") => Ok(Format::Raw),
-        Some(_) => Err(Refusal::invalid("Accept must be text/plain, application/json or application/msgpack")),
+        Some(mime) if TranscriptFormat::by_mime(mime).is_some() => Ok(Format::Raw),
+        Some(_) => Err(Refusal::invalid(
+            "Accept must be text/plain, application/json or application/msgpack; text/vtt or application/x-subrip for \
+             subtitles",
+        )),
     }
 }
 

@@ -182,6 +182,9 @@ pub struct Request {
     pub params: Params,
     /// Format of the answer.
     pub format: Format,
+    /// How a transcript is written where `params` do not say, as `Accept` has it: a wish for the answer's form, which
+    /// does not make another request of the same body.
+    pub subtitles: Option<TranscriptFormat>,
 }
 
 impl Request {

@@ -75,10 +75,11 @@ pub struct Params {
 }
 
 /// How a transcript is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TranscriptFormat {
     /// Plain text.
+    #[default]
     Text,
     /// Segments with times.
     Json,
@@ -86,6 +87,24 @@ pub enum TranscriptFormat {
     Srt,
     /// WebVTT.
     Vtt,
+}
+
+impl TranscriptFormat {
+    /// Whether it is plain text.
+    #[must_use]
+    pub fn is_text(&self) -> bool {
+        *self == TranscriptFormat::Text
+    }
+
+    /// The format that a MIME type names.
+    #[must_use]
+    pub fn by_mime(mime: &str) -> Option<TranscriptFormat> {
+        match mime {
+            "text/vtt" => Some(TranscriptFormat::Vtt),
+            "application/x-subrip" => Some(TranscriptFormat::Srt),
+            _ => None,
+        }
+    }
 }
 
 impl Params {
@@ -119,6 +138,13 @@ impl Params {
             return Err(Refusal::invalid(format!(
                 "params.labels must be at most {LABELS_MAX} texts of 1 to {STOP_BYTES_MAX} bytes"
             )));
+        }
+        if self.labels.as_ref().is_some_and(Vec::is_empty) {
+            return Err(Refusal::invalid("params.labels is empty: leave it out for the model's own labels"));
+        }
+        let code = |language: &String| language.len() == 2 && language.bytes().all(|byte| byte.is_ascii_lowercase());
+        if self.language.as_ref().is_some_and(|language| !code(language)) {
+            return Err(Refusal::invalid("params.language must be an ISO 639-1 code of two small letters, such as en"));
         }
         Ok(())
     }

@@ -125,6 +125,15 @@ impl Part {
             Content::Media { .. } => None,
         }
     }
+
+    /// Bytes of the text or the file.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match &self.content {
+            Content::Text(text) => text.len(),
+            Content::Media { data, .. } => data.0.len(),
+        }
+    }
 }
 
 /// Media of some bytes: what they are decides, and a contradicting claim is refused.

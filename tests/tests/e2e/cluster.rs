@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use tests::client::{Ask, Client};
+use tests::client::{Ask, Client, PATIENCE, Reply};
 use tests::fleet::{FleetOptions, configuration};
 use tests::role::Role;
 use tests::servers::{NatsCluster, RedisServer};
@@ -36,6 +36,27 @@ async fn answered(client: &Client) {
     .await;
 }
 
+/// A job of the durable door, stored: while leaders change, a publish may get no answer. One id, so one job.
+async fn submitted(client: &Client, id: &str) {
+    let ask = Ask::text("By the other door", 200).at("submit.default").header("Flotilla-Id", id);
+    until("a PubAck", ELECTION, || async {
+        let ack = client.open(&ask).await.within(Duration::from_secs(5)).await?;
+        let ack: Value = serde_json::from_slice(&ack.body).ok()?;
+        ack["seq"].is_u64().then_some(())
+    })
+    .await;
+}
+
+/// Its record: while leaders change, one that is there may be out of reach, which the door says as `unavailable`.
+async fn settled(client: &Client, id: &str) -> Reply {
+    let ask = Ask::raw(id.to_owned()).at("infer.result");
+    until("a record", PATIENCE, || async {
+        let reply = client.open(&ask).await.within(Duration::from_secs(5)).await?;
+        (!["pending", "not_found", "unavailable"].contains(&reply.code().as_str())).then_some(reply)
+    })
+    .await
+}
+
 #[tokio::test]
 async fn a_fleet_outlives_the_loss_of_any_server() {
     // The roles come at the same time as the servers, before there is a leader.
@@ -53,11 +74,12 @@ async fn a_fleet_outlives_the_loss_of_any_server() {
 
     // First the server that leads the queue, then, with that one back, the server that leads the results.
     for (round, stream) in ["JOBS", "RESULTS"].into_iter().enumerate() {
-        let job = client.submit("default", &Ask::text("By the other door", 200)).await;
+        let job = format!("round-{round}");
+        submitted(&client, &job).await;
         let leader = led(&client, stream).await["cluster"]["leader"].as_str().unwrap_or_default().to_owned();
         let gone = cluster.stop(&leader);
         answered(&client).await;
-        assert_eq!(client.settled(&job).await.status(), "done", "round {round}");
+        assert_eq!(settled(&client, &job).await.status(), "done", "round {round}");
         cluster.start_again(gone);
     }
     answered(&client).await;

@@ -7,6 +7,7 @@ mod doors;
 mod faults;
 mod ids;
 mod load;
+mod modalities;
 mod outages;
 mod overload;
 mod python;

@@ -38,8 +38,12 @@ fn python() -> PathBuf {
 }
 
 async fn run(python: &Path, script: &str, url: &str) -> String {
+    run_with(python, script, &[], url).await
+}
+
+async fn run_with(python: &Path, script: &str, arguments: &[PathBuf], url: &str) -> String {
     let mut command = Command::new(python);
-    command.arg(root().join("tests/clients").join(script)).env("NATS_URL", url);
+    command.arg(root().join("tests/clients").join(script)).args(arguments).env("NATS_URL", url);
     tokio::task::spawn_blocking(move || done(&mut command)).await.expect("a finished script")
 }
 
@@ -60,4 +64,15 @@ async fn clients_in_python_get_their_answers() {
 
 async fn expected(client: &Client) -> String {
     client.ask(&Ask::raw("What is the capital of France?").header("Flotilla-Cache", "bypass")).await.answer()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_voice_message_is_part_of_the_conversation() {
+    let python = python();
+    let (fleet, _client) = Fleet::start(FleetOptions { model: Model::Every, ..FleetOptions::default() }).await;
+    let recording = root().join("ops/examples/sentence.flac");
+    let told: Value =
+        serde_json::from_str(&run_with(&python, "voice.py", &[recording], &fleet.nats.url()).await).expect("JSON");
+    assert_eq!(told["written"], told["alone"], "{told}");
+    assert!(told["spoken"].as_str().is_some_and(|answer| !answer.trim().is_empty()), "{told}");
 }

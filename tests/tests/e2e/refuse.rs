@@ -74,6 +74,10 @@ fn fields() -> Vec<Case> {
         ("a reserved id", with("id", json!("i17"))),
         ("a session too long", with("session", json!("x".repeat(129)))),
         ("a model that is no name", with("model", json!("../etc/passwd*"))),
+        (
+            "a session of no conversation",
+            Ask::raw("x").header("Flotilla-Session", "a").header("Flotilla-Task", "embed"),
+        ),
         ("an unknown pipeline", with("task", json!("make-coffee"))),
         ("negative max_tokens", parameter("max_tokens", json!(-5))),
         ("no max_tokens", parameter("max_tokens", json!(0))),

@@ -49,8 +49,9 @@ pub(crate) fn answer(of: &str, text: &str) -> Answer {
         task: "chat".into(),
         output: vec![Output::Text { text: text.into() }],
         finish_reason: Finish::Stop,
-        usage: Usage { input_tokens: 1, output_tokens: 2 },
+        usage: Usage { input_tokens: 1, output_tokens: 2, ..Usage::default() },
         cache: protocol::answer::CacheOutcome::Miss,
+        steps: Vec::new(),
     }
 }
 

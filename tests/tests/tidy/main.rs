@@ -94,6 +94,8 @@ fn only_protocol_subject_writes_subjects() {
         "\"result.",
         "\"done.",
         "\"id.",
+        "\"step.",
+        "\"forgotten.",
         "\"forgiven.",
         "\"dead.",
         "\"cancel.",
@@ -106,9 +108,9 @@ fn only_protocol_subject_writes_subjects() {
 }
 
 #[test]
-fn only_settle_and_ingress_ack() {
+fn only_settle_ingress_and_steps_ack() {
     let acks = ["double_ack", "AckKind::Ack", "AckKind::Nak", "AckKind::Term", ".ack()"];
-    let allowed = ["worker/src/settle", "dispatcher/src/ingress"];
+    let allowed = ["worker/src/settle", "dispatcher/src/ingress", "dispatcher/src/steps"];
     none("acks elsewhere", &offenders(&PRODUCTION, &acks, &allowed));
 }
 

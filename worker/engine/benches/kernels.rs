@@ -3,15 +3,25 @@
 use std::hint::black_box;
 use std::time::Duration;
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use engine::pool::Strip;
 use engine::quant::Format;
-use engine::simd::Level;
-use engine::simd::linear::{Begin, Input, Scratch, multiply};
-use engine::simd::panel::Panels;
+use engine::simd::digits::{Digits, digitise};
+use engine::simd::linear::{self, Input, Scratch};
+use engine::simd::panel::{BLOCK, Panels};
+use engine::simd::tile::Begin;
+use engine::simd::{Level, integer};
 
 /// The feed-forward of SmolLM2-135M, (outputs, inputs).
 const SHAPE: (usize, usize) = (3072, 576);
+const ROWS: [usize; 9] = [1, 2, 3, 4, 5, 8, 16, 96, 512];
+
+fn group<'a>(criterion: &'a mut Criterion, name: String) -> BenchmarkGroup<'a, WallTime> {
+    let mut group = criterion.benchmark_group(name);
+    group.warm_up_time(Duration::from_millis(200)).measurement_time(Duration::from_secs(1)).sample_size(20);
+    group
+}
 
 fn products(criterion: &mut Criterion) {
     let (outputs, inputs) = SHAPE;
@@ -21,19 +31,39 @@ fn products(criterion: &mut Criterion) {
         let data: Vec<u8> = (0..bytes).map(|i| (i % 61) as u8).collect();
         let panels = Panels::pack(format, inputs, &data).expect("a matrix packs");
         for level in Level::all().into_iter().skip(1) {
-            let mut group = criterion.benchmark_group(format!("{} {}", format.name(), level.name()));
-            group.warm_up_time(Duration::from_millis(200)).measurement_time(Duration::from_secs(1)).sample_size(20);
-            for rows in [1, 2, 3, 4, 5, 8, 16, 96, 512] {
+            let mut singles = group(criterion, format!("{} f32 {}", format.name(), level.name()));
+            for rows in ROWS {
                 let (x, mut out) = (vec![0.5; rows * inputs], vec![0.0; rows * outputs]);
                 let mut scratch = Scratch::default();
-                group.throughput(Throughput::Elements((rows * outputs * inputs) as u64));
-                group.bench_function(format!("{rows} rows"), |bencher| {
+                singles.throughput(Throughput::Elements((rows * outputs * inputs) as u64));
+                singles.bench_function(format!("{rows} rows"), |bencher| {
                     bencher.iter(|| {
-                        let mut strip = Strip::whole(&mut out, outputs);
+                        let strip = &mut Strip::whole(&mut out, outputs);
                         let input = Input { x: black_box(&x), rows };
-                        multiply(level, input, (&panels, 0..panels.count()), (Begin::Zero, &mut strip), &mut scratch);
+                        linear::multiply(
+                            level,
+                            input,
+                            (&panels, 0..panels.count()),
+                            (Begin::Zero, strip),
+                            &mut scratch,
+                        );
                     });
                 });
+            }
+            singles.finish();
+            for (planes, rows) in [1, 2].into_iter().flat_map(|planes| ROWS.map(|rows| (planes, rows))) {
+                let mut integers = group(criterion, format!("{} int{} {}", format.name(), 8 * planes, level.name()));
+                let (x, mut out) = (vec![0.5; rows * inputs], vec![0.0; rows * outputs]);
+                let mut digits = vec![Digits::ZERO; x.len() / BLOCK * planes];
+                integers.throughput(Throughput::Elements((rows * outputs * inputs) as u64));
+                integers.bench_function(format!("{rows} rows"), |bencher| {
+                    bencher.iter(|| {
+                        digitise(level, black_box(&x), planes, &mut digits);
+                        let strip = &mut Strip::whole(&mut out, outputs);
+                        integer::multiply(level, (&digits, rows), (&panels, 0..panels.count()), (Begin::Zero, strip));
+                    });
+                });
+                integers.finish();
             }
         }
     }

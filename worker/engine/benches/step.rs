@@ -1,8 +1,9 @@
-//! Tokens a second of whole steps: a prompt of 512, and 1, 4 and 16 sequences that continue.
-//! `FLOTILLA_BENCH_LEVEL` and `FLOTILLA_BENCH_THREADS` choose instructions and threads.
+//! Tokens a second of whole steps: a prompt of 512, and 1 to 32 sequences that continue.
+//! `FLOTILLA_BENCH_LEVEL`, `_THREADS` and `_ACTIVATIONS` (`f32`, `int16`, `int8`) choose how, `_ONLY` one row.
 
 use std::time::{Duration, Instant};
 
+use engine::backend::Activations;
 use engine::engine::EngineConfig;
 use engine::fixture;
 use engine::load::{Loaded, load_at};
@@ -62,7 +63,13 @@ fn main() {
     let level = variable("FLOTILLA_BENCH_LEVEL")
         .map_or_else(Level::detect, |name| Level::named(&name).expect("a level of this machine"));
     let threads = variable("FLOTILLA_BENCH_THREADS").and_then(|n| n.parse().ok()).unwrap_or(2);
-    let config = EngineConfig { threads, kv_tokens: 16 * 1024, step_tokens: 512, sequences_max: 16, queue_max: 1 };
+    let activations = match variable("FLOTILLA_BENCH_ACTIVATIONS").as_deref() {
+        Some("f32") => Activations::F32,
+        Some("int8") => Activations::Int8,
+        _ => Activations::Int16,
+    };
+    let config =
+        EngineConfig { threads, activations, kv_tokens: 32 * 1024, step_tokens: 512, sequences_max: 32, queue_max: 1 };
     let start = Instant::now();
     let mut loaded = load_at(&fixture::smollm2(), &config, level).expect("the fixture loads");
     println!(
@@ -71,14 +78,22 @@ fn main() {
         start.elapsed(),
         resident_mib()
     );
-    measure(&mut loaded, "prefill 512", |_, plan| span(plan, 0, 0, 512));
-    for sequences in [1, 4, 16] {
+    let only = variable("FLOTILLA_BENCH_ONLY");
+    let wanted = |row: &str| only.as_deref().is_none_or(|only| only == row);
+    if wanted("prefill 512") {
+        measure(&mut loaded, "prefill 512", |_, plan| span(plan, 0, 0, 512));
+    }
+    for sequences in [1, 4, 8, 16, 32] {
+        let row = format!("decode {sequences}");
+        if !wanted(&row) {
+            continue;
+        }
         for sequence in 0..sequences {
             let mut plan = Plan::default();
             span(&mut plan, sequence, 0, DEPTH);
             loaded.model.forward(&plan).expect("the plan fits");
         }
-        measure(&mut loaded, &format!("decode {sequences}"), |step, plan| {
+        measure(&mut loaded, &row, |step, plan| {
             (0..sequences).for_each(|sequence| span(plan, sequence, DEPTH + step % 512, 1));
         });
     }

@@ -4,9 +4,9 @@
 //! out. The thread sleeps while it has no job. What [`Engine::submit`] lets in, the scheduler can finish: both read
 //! the same [`Limits`].
 
-mod driver;
-mod job;
-mod mailbox;
+pub(crate) mod driver;
+pub(crate) mod job;
+pub(crate) mod mailbox;
 mod meters;
 mod reader;
 #[cfg(test)]
@@ -15,11 +15,12 @@ mod tests;
 pub use job::{Cancel, End, Event, Finish, Job, JobKey, SubmitError};
 
 use crate::Error;
+use crate::backend::Activations;
 use crate::model::Model;
 use crate::scheduler::Limits;
 use crate::text::Tokenizer;
 use driver::{Driver, Events};
-use mailbox::{Command, Mailbox, State};
+use mailbox::{Command, Mailbox};
 use reader::Vocabulary;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,6 +32,8 @@ use std::time::Duration;
 pub struct EngineConfig {
     /// Threads that compute.
     pub threads: usize,
+    /// How inputs of products with quantised weights are held.
+    pub activations: Activations,
     /// Tokens that the key-value cache holds.
     pub kv_tokens: usize,
     /// Rows of a step: more give more throughput, fewer a steadier flow to those already answered.
@@ -72,7 +75,7 @@ struct Shared {
     limits: Limits,
     vocabulary: usize,
     jobs_max: usize,
-    mailbox: Mailbox,
+    mailbox: Mailbox<Job>,
     /// Jobs let in and not ended. Counted up by handles, down by the thread.
     jobs: AtomicUsize,
     // Written by the thread, read by handles.
@@ -165,18 +168,8 @@ impl Engine {
     /// When the job is not let in; then there are no events.
     pub fn submit(&self, job: Job) -> Result<(), SubmitError> {
         self.check(&job)?;
-        let jobs = &self.shared.jobs;
-        let one_more = |count| (count < self.shared.jobs_max).then_some(count + 1);
-        let counted = jobs.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more);
-        let open = || self.is_alive() && self.shared.mailbox.state() == State::Open;
-        counted.map_err(|_| if open() { SubmitError::Full } else { SubmitError::Stopped })?;
-        match self.shared.mailbox.send(Command::Submit(job)) {
-            State::Open => Ok(()),
-            State::Stopping | State::Closed => {
-                jobs.fetch_sub(1, Ordering::AcqRel);
-                Err(SubmitError::Stopped)
-            }
-        }
+        let Shared { mailbox, jobs, jobs_max, alive, .. } = &*self.shared;
+        mailbox.submit(job, jobs, *jobs_max, alive)
     }
 
     /// Takes a job out within a step: its slot and its blocks are free for others then. Nothing happens to a job that

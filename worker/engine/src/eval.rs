@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use crate::Error;
+use crate::backend::Activations;
 use crate::engine::EngineConfig;
 use crate::gguf::Gguf;
-use crate::load::llama;
+use crate::load::decoder;
 use crate::model::ModelConfig;
 use crate::plan::{BLOCK_TOKENS, BlockId, Output, Plan, SequenceId, Span, TokenId};
 use crate::sampler::Sampling;
@@ -15,16 +16,21 @@ use crate::simd::Level;
 const CHUNK: usize = 64;
 
 /// Runs `tokens` as one sequence, and calls `see` with each position and the logits of the token after it.
-pub fn logits(path: &Path, tokens: &[TokenId], see: impl FnMut(usize, &[f32])) -> Result<(), Error> {
+pub fn logits(
+    path: &Path,
+    tokens: &[TokenId],
+    activations: Activations,
+    see: impl FnMut(usize, &[f32]),
+) -> Result<(), Error> {
     let threads = std::thread::available_parallelism().map_or(1, Into::into);
-    logits_at(path, tokens, (Level::detect(), threads), see)
+    logits_at(path, tokens, (Level::detect(), threads, activations), see)
 }
 
 /// As [`logits`], with the instructions and threads given.
 pub fn logits_at(
     path: &Path,
     tokens: &[TokenId],
-    (level, threads): (Level, usize),
+    (level, threads, activations): (Level, usize, Activations),
     mut see: impl FnMut(usize, &[f32]),
 ) -> Result<(), Error> {
     let gguf = Gguf::open(path)?;
@@ -35,13 +41,14 @@ pub fn logits_at(
     }
     let config = EngineConfig {
         threads,
+        activations,
         kv_tokens: (blocks * BLOCK_TOKENS).max(BLOCK_TOKENS),
         step_tokens: CHUNK,
         sequences_max: CHUNK,
         queue_max: 1,
     };
     let vocabulary = shape.vocabulary;
-    let mut model = llama(&gguf, shape, &config, level)?;
+    let mut model = decoder(&gguf, shape, &config, level)?;
     let mut all = Vec::new();
     for first in (0..tokens.len()).step_by(CHUNK) {
         let end = tokens.len().min(first + CHUNK);

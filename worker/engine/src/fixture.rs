@@ -1,31 +1,96 @@
 //! For tests and benches: where the real model is, a tiny one made from a seed, and steps to run on either.
 
+mod families;
+
 use std::path::{Path, PathBuf};
 
 use half::f16;
+use safetensors::tensor::{Dtype, TensorView};
 
 use crate::gguf::GgufBuilder;
 use crate::plan::{BLOCK_TOKENS, BlockId, Output, Plan, SequenceId, Span, TokenId};
 use crate::quant::Format;
 use crate::sampler::Sampling;
+use crate::tensors::{CONFIG, FAMILY, TOKENIZER, little_endian};
+
+pub use families::{FAMILIES, VOCABULARY, small_network};
 
 const SMOLLM2: &str = "smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf";
+const GEMMA3: &str = "gemma-3-270m/gemma-3-270m-q4_k_m.gguf";
+const MINILM: &str = "all-minilm-l6-v2/all-minilm-l6-v2.f32.safetensors";
+const EFFICIENTNET: &str = "efficientnet-lite0/efficientnet-lite0.f32.safetensors";
+const WHISPER_TINY_EN: &str = "whisper-tiny.en/whisper-tiny.en.f16.safetensors";
 
-/// The real model that tests use.
+/// The real chat model that tests use.
 ///
 /// # Panics
 /// When it has not been fetched.
 #[must_use]
 pub fn smollm2() -> PathBuf {
+    shelf(SMOLLM2)
+}
+
+/// The real model of another family; it is no chat model.
+///
+/// # Panics
+/// When it has not been fetched.
+#[must_use]
+pub fn gemma3() -> PathBuf {
+    shelf(GEMMA3)
+}
+
+/// The real sentence encoder that tests use.
+///
+/// # Panics
+/// When it has not been fetched.
+#[must_use]
+pub fn minilm() -> PathBuf {
+    shelf(MINILM)
+}
+
+/// The real classifier of pictures that tests use.
+///
+/// # Panics
+/// When it has not been fetched.
+#[must_use]
+pub fn efficientnet() -> PathBuf {
+    shelf(EFFICIENTNET)
+}
+
+/// The real model that hears in tests.
+///
+/// # Panics
+/// When it has not been fetched.
+#[must_use]
+pub fn whisper_tiny_en() -> PathBuf {
+    shelf(WHISPER_TINY_EN)
+}
+
+/// A file of the shelf of models.
+///
+/// # Panics
+/// When it has not been fetched.
+#[must_use]
+pub fn shelf(file: &str) -> PathBuf {
     let models = std::env::var_os("FLOTILLA_MODELS")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.flotilla/models"), PathBuf::from);
-    let path = models.join(SMOLLM2);
-    assert!(
-        path.is_file(),
-        "run ./ops/quickstart or ./ops/test first: it fetches the model ({} is absent)",
-        path.display()
-    );
+    let path = models.join(file);
+    assert!(path.is_file(), "./ops/quickstart or ./ops/test fetch the models first: {} is absent", path.display());
     path
+}
+
+/// The bytes of a safetensors file of single-precision tensors: (name, shape slowest first, numbers).
+///
+/// # Panics
+/// When a shape does not fit its numbers.
+#[must_use]
+pub fn tensors_file(metadata: &[(&str, &str)], tensors: &[(&str, &[usize], Vec<f32>)]) -> Vec<u8> {
+    let metadata = metadata.iter().map(|(key, text)| ((*key).to_owned(), (*text).to_owned())).collect();
+    let bytes: Vec<Vec<u8>> = tensors.iter().map(|(.., numbers)| little_endian(numbers)).collect();
+    let views = tensors.iter().zip(&bytes).map(|((name, shape, _), bytes)| {
+        (*name, TensorView::new(Dtype::F32, shape.to_vec(), bytes).expect("a shape of its numbers"))
+    });
+    safetensors::serialize(views, Some(metadata)).expect("a header of sane size")
 }
 
 /// Adds a sequence's next tokens to a step, `computed` of them being in the cache, and a greedy output at the last.
@@ -169,6 +234,97 @@ fn output(random: &mut Random, tokens: &[String]) -> Vec<u8> {
     data
 }
 
+const BERT_WIDTH: usize = 64;
+const BERT_INNER: usize = 128;
+const BERT_LAYERS: usize = 2;
+const BERT_CONTEXT: usize = 48;
+
+/// The `tokenizer.json` of [`tiny_bert`]: letters, digits and signs of ASCII, each alone and within a word.
+#[must_use]
+pub fn wordpiece() -> String {
+    let marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"].map(str::to_owned);
+    let signs = (b'!'..=b'~').filter(|byte| !byte.is_ascii_uppercase()).map(char::from);
+    let inner = ('a'..='z').chain('0'..='9').map(|letter| format!("##{letter}"));
+    let tokens = marks.iter().cloned().chain(signs.map(String::from)).chain(inner);
+    let vocabulary: serde_json::Map<_, _> = tokens.zip((0..).map(serde_json::Value::from)).collect();
+    let mark = |id: usize| {
+        serde_json::json!({"id": id, "special": true, "content": marks[id], "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false})
+    };
+    let special = |id: usize| serde_json::json!({"id": marks[id], "ids": [id], "tokens": [marks[id]]});
+    let whole = serde_json::json!([{"SpecialToken": {"id": "[CLS]", "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "[SEP]", "type_id": 0}}]);
+    serde_json::json!({
+        "version": "1.0",
+        "truncation": {"max_length": 8, "strategy": "LongestFirst", "stride": 0},
+        "padding": {"strategy": {"Fixed": 8}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0,
+            "pad_type_id": 0, "pad_token": "[PAD]"},
+        "added_tokens": (0..marks.len()).map(mark).collect::<Vec<_>>(),
+        "normalizer": {"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true,
+            "strip_accents": null, "lowercase": true},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {"type": "TemplateProcessing", "single": whole, "pair": whole,
+            "special_tokens": {"[CLS]": special(2), "[SEP]": special(3)}},
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": true},
+        "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100, "vocab": vocabulary},
+    })
+    .to_string()
+}
+
+/// Writes a complete sentence encoder of the BERT family to `path`: 2 layers of width 64, 4 heads, context 48, its
+/// numbers drawn from `seed`. Its directions mean nothing, but texts that share letters are nearer.
+///
+/// # Panics
+/// When the file cannot be written.
+pub fn tiny_bert(path: &Path, seed: u64) {
+    std::fs::write(path, tiny_bert_bytes(seed, &[])).expect("a test's directory can be written");
+}
+
+/// The bytes of [`tiny_bert`], with other numbers in its `config`.
+#[must_use]
+pub fn tiny_bert_bytes(seed: u64, overrides: &[(&str, serde_json::Value)]) -> Vec<u8> {
+    let tokenizer = wordpiece();
+    let vocabulary = crate::text::TextEncoder::parse(&tokenizer).expect("it is a tokenizer").vocabulary();
+    let mut config = serde_json::json!({
+        "model_type": "bert", "hidden_size": BERT_WIDTH, "num_hidden_layers": BERT_LAYERS, "num_attention_heads": 4,
+        "intermediate_size": BERT_INNER, "max_position_embeddings": BERT_CONTEXT + 16, "type_vocab_size": 2,
+        "vocab_size": vocabulary, "hidden_act": "gelu", "layer_norm_eps": 1e-12, "max_seq_length": BERT_CONTEXT,
+        "pooling": "mean",
+    });
+    for (key, value) in overrides {
+        config[*key] = value.clone();
+    }
+    let mut shapes: Vec<(String, Vec<usize>)> = vec![
+        ("embeddings.word_embeddings.weight".into(), vec![vocabulary, BERT_WIDTH]),
+        ("embeddings.position_embeddings.weight".into(), vec![BERT_CONTEXT + 16, BERT_WIDTH]),
+        ("embeddings.token_type_embeddings.weight".into(), vec![2, BERT_WIDTH]),
+        ("embeddings.LayerNorm.weight".into(), vec![BERT_WIDTH]),
+        ("embeddings.LayerNorm.bias".into(), vec![BERT_WIDTH]),
+    ];
+    for layer in 0..BERT_LAYERS {
+        for (part, rows, columns) in [
+            ("attention.self.query", BERT_WIDTH, BERT_WIDTH),
+            ("attention.self.key", BERT_WIDTH, BERT_WIDTH),
+            ("attention.self.value", BERT_WIDTH, BERT_WIDTH),
+            ("attention.output.dense", BERT_WIDTH, BERT_WIDTH),
+            ("intermediate.dense", BERT_INNER, BERT_WIDTH),
+            ("output.dense", BERT_WIDTH, BERT_INNER),
+        ] {
+            shapes.push((format!("encoder.layer.{layer}.{part}.weight"), vec![rows, columns]));
+            shapes.push((format!("encoder.layer.{layer}.{part}.bias"), vec![rows]));
+        }
+        for part in ["attention.output.LayerNorm", "output.LayerNorm"] {
+            shapes.push((format!("encoder.layer.{layer}.{part}.weight"), vec![BERT_WIDTH]));
+            shapes.push((format!("encoder.layer.{layer}.{part}.bias"), vec![BERT_WIDTH]));
+        }
+    }
+    let mut random = Random(seed);
+    let tensors: Vec<(&str, &[usize], Vec<f32>)> =
+        shapes.iter().map(|(name, shape)| (name.as_str(), shape.as_slice(), random.tensor(name, shape))).collect();
+    tensors_file(&[(FAMILY, "bert"), (CONFIG, &config.to_string()), (TOKENIZER, &tokenizer)], &tensors)
+}
+
 /// SplitMix64: short, seedable and good enough for weights.
 struct Random(u64);
 
@@ -184,6 +340,18 @@ impl Random {
     /// Uniform in 0..1.
     fn unit(&mut self) -> f32 {
         (self.next() >> 40) as f32 / (1u64 << 24) as f32
+    }
+
+    /// Numbers of a tensor in single precision: a norm's around 1, a bias small, a matrix's such that they keep the
+    /// variance of their input.
+    fn tensor(&mut self, name: &str, shape: &[usize]) -> Vec<f32> {
+        let (centre, spread) = match shape {
+            [_] if name.ends_with("LayerNorm.weight") => (1.0, 0.2),
+            [_] => (0.0, 0.1),
+            [.., columns] => (0.0, spread(*columns as u64)),
+            [] => (0.0, 1.0),
+        };
+        (0..shape.iter().product()).map(|_| centre + spread * (2.0 * self.unit() - 1.0)).collect()
     }
 
     /// Weights of a norm, around 1.

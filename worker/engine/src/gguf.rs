@@ -15,7 +15,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::Error;
-use crate::map::Map;
+use crate::map::{Bytes, Map};
 use crate::quant::Format;
 
 #[doc(hidden)]
@@ -56,20 +56,6 @@ impl Tensor<'_> {
     }
 }
 
-enum Bytes {
-    Mapped(Map),
-    Owned(Vec<u8>),
-}
-
-impl Bytes {
-    fn get(&self) -> &[u8] {
-        match self {
-            Bytes::Mapped(map) => map,
-            Bytes::Owned(bytes) => bytes,
-        }
-    }
-}
-
 impl Gguf {
     /// Maps and checks the file at `path`.
     ///
@@ -93,14 +79,14 @@ impl Gguf {
     }
 
     fn read(bytes: Bytes) -> Result<Gguf, Error> {
-        let header = parse::header(bytes.get())?;
+        let header = parse::header(&bytes)?;
         Ok(Gguf { bytes, metadata: header.metadata, tensors: header.tensors, index: header.index })
     }
 
     /// The value of `key`, if the file has it.
     #[must_use]
     pub fn value(&self, key: &str) -> Option<Value<'_>> {
-        self.metadata.get(key).map(|slot| slot.resolve(self.bytes.get()))
+        self.metadata.get(key).map(|slot| slot.resolve(&self.bytes))
     }
 
     /// All keys, in no order.
@@ -227,14 +213,14 @@ impl Gguf {
 
     fn resolve<'a>(&'a self, entry: &'a Entry) -> Option<Tensor<'a>> {
         let (format, range) = entry.known.clone()?;
-        Some(Tensor { name: &entry.name, shape: &entry.dims[..entry.rank], format, data: &self.bytes.get()[range] })
+        Some(Tensor { name: &entry.name, shape: &entry.dims[..entry.rank], format, data: &self.bytes[range] })
     }
 }
 
 impl std::fmt::Debug for Gguf {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Gguf")
-            .field("bytes", &self.bytes.get().len())
+            .field("bytes", &&self.bytes.len())
             .field("keys", &self.metadata.len())
             .field("tensors", &self.tensors.len())
             .finish()

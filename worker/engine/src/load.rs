@@ -8,7 +8,7 @@ use crate::backend::StepLimits;
 use crate::backend::cpu::Cpu;
 use crate::engine::EngineConfig;
 use crate::gguf::Gguf;
-use crate::model::{Llama, Model, ModelConfig, Room};
+use crate::model::{Decoder, Model, ModelConfig, Room};
 use crate::plan::BLOCK_TOKENS;
 use crate::simd::Level;
 use crate::text::{Template, Tokenizer};
@@ -62,17 +62,22 @@ pub fn load_at(path: &Path, config: &EngineConfig, level: Level) -> Result<Loade
     Ok(Loaded {
         tokenizer: Arc::new(Tokenizer::from_gguf(&gguf)?),
         template: Template::from_gguf(&gguf)?,
-        model: Box::new(llama(&gguf, shape, config, level)?),
+        model: Box::new(decoder(&gguf, shape, config, level)?),
         info,
     })
 }
 
 /// The decoder of `gguf` on the processor.
-pub(crate) fn llama(gguf: &Gguf, shape: ModelConfig, config: &EngineConfig, level: Level) -> Result<Llama<Cpu>, Error> {
+pub(crate) fn decoder(
+    gguf: &Gguf,
+    shape: ModelConfig,
+    config: &EngineConfig,
+    level: Level,
+) -> Result<Decoder<Cpu>, Error> {
     let room = room(config)?;
     let tables = shape.context.min(config.kv_tokens).div_ceil(BLOCK_TOKENS).saturating_mul(room.outputs);
     let limits = StepLimits { rows: room.step_tokens, outputs: room.outputs, blocks: tables };
-    Llama::load(gguf, shape, room, Cpu::new(level, config.threads, limits))
+    Decoder::load(gguf, shape, room, Cpu::new(level, config.threads, limits).with(config.activations))
 }
 
 fn room(config: &EngineConfig) -> Result<Room, Error> {

@@ -36,3 +36,20 @@ impl Deref for Map {
         &self.inner
     }
 }
+
+/// A model file's bytes, wherever they are.
+pub(crate) enum Bytes {
+    Mapped(Map),
+    Owned(Vec<u8>),
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Bytes::Mapped(map) => map,
+            Bytes::Owned(bytes) => bytes,
+        }
+    }
+}

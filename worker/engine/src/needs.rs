@@ -7,7 +7,8 @@ use crate::engine::EngineConfig;
 use crate::gguf::{Gguf, Tensor};
 use crate::model::ModelConfig;
 use crate::plan::BLOCK_TOKENS;
-use crate::simd::panel::packed_bytes;
+use crate::simd::digits::Digits;
+use crate::simd::panel::{BLOCK, packed_bytes};
 
 /// A token in the tokenizer's tables: its text in both directions, its merges, its place in the hash tables.
 const VOCABULARY_TOKEN: usize = 320;
@@ -64,13 +65,16 @@ fn workspace(shape: &ModelConfig, config: &EngineConfig) -> usize {
     let row = 2 * width + (queries + 2 * keys) + queries + 3 * inner;
     let activations =
         config.step_tokens.saturating_mul(row).saturating_add(outputs.saturating_mul(2 * width + vocabulary));
-    let rotations = context.saturating_mul(shape.rope_width);
+    let rotations = context.saturating_mul(shape.rope_width).saturating_mul(shape.rope_tables());
     let tables = context.div_ceil(BLOCK_TOKENS).saturating_mul(outputs);
+    let digits = config.step_tokens.saturating_mul(width.max(queries).max(inner)) / BLOCK * size_of::<Digits>();
+    let digits = digits * config.activations.planes();
     let samplers = config.threads.saturating_mul(vocabulary * CANDIDATE);
     [activations, rotations, tables]
         .into_iter()
         .fold(0_usize, usize::saturating_add)
         .saturating_mul(SINGLE)
+        .saturating_add(digits)
         .saturating_add(samplers)
         .saturating_add(vocabulary * VOCABULARY_TOKEN)
 }
@@ -78,6 +82,7 @@ fn workspace(shape: &ModelConfig, config: &EngineConfig) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::Activations;
     use crate::fixture;
 
     #[test]
@@ -85,7 +90,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tiny.gguf");
         fixture::tiny_llama(&path, 7);
-        let config = EngineConfig { threads: 2, kv_tokens: 0, step_tokens: 64, sequences_max: 4, queue_max: 4 };
+        let config = EngineConfig {
+            threads: 2,
+            activations: Activations::Int8,
+            kv_tokens: 0,
+            step_tokens: 64,
+            sequences_max: 4,
+            queue_max: 4,
+        };
         let tiny = needs(&path, &config).unwrap();
         // 2 layers, 2 key-value heads of 16 numbers, keys and values, two bytes each.
         assert_eq!(tiny.kv_token, 2 * 2 * 16 * 2 * 2);

@@ -19,6 +19,8 @@ const SPINS: u32 = 20_000;
 const SPINS_BEFORE_YIELD: u32 = 1_000;
 /// Pieces for each thread: few enough to cost nothing, enough that a slow thread leaves work to the others.
 const PIECES_EACH: usize = 4;
+/// The same for tiles, which differ much in size.
+const TILE_PIECES_EACH: usize = 32;
 
 /// Set in [`Shared::state`] while threads may join the round.
 const OPEN: u64 = 1 << 31;
@@ -75,7 +77,7 @@ impl Pool {
             ring: Condvar::new(),
         });
         let others = (1..threads.max(1))
-            .filter_map(|thread| {
+            .map_while(|thread| {
                 let shared = Arc::clone(&shared);
                 let builder = std::thread::Builder::new().name(format!("engine-{thread}"));
                 builder.spawn(move || shared.attend(thread)).ok()
@@ -162,12 +164,12 @@ impl Pool {
     ///
     /// # Panics
     /// When `out` is not whole items, or there are fewer locals than threads.
-    pub fn items<L: Send>(
+    pub fn items<L: Send, T: Send>(
         &mut self,
-        out: (&mut [f32], usize),
+        out: (&mut [T], usize),
         grain: usize,
         locals: &mut [L],
-        work: impl Fn(&mut L, usize, &mut [f32]) + Sync,
+        work: impl Fn(&mut L, usize, &mut [T]) + Sync,
     ) {
         let (out, width) = out;
         assert_eq!(out.len() % width, 0, "whole items");
@@ -183,6 +185,48 @@ impl Pool {
                 // SAFETY: every piece, and so every item, is given out once; `out` outlives the round.
                 let item = unsafe { std::slice::from_raw_parts_mut(out.get().add(index * width), width) };
                 work(local, index, item);
+            }
+        });
+    }
+}
+
+impl Pool {
+    /// Calls `work` with every tile of a (rows, stride) matrix: the columns of each range of rows, `width` at a time,
+    /// with the numbers of the range and of the group of columns.
+    ///
+    /// # Panics
+    /// When `out` is not whole rows, ranges of rows overlap or are out of order, or there are fewer locals than threads.
+    pub fn tiles<L: Send>(
+        &mut self,
+        out: (&mut [f32], usize),
+        (rows, width): (&[Range<usize>], usize),
+        locals: &mut [L],
+        work: impl Fn(&mut L, (usize, usize), &mut Strip<'_>) + Sync,
+    ) {
+        let (out, stride) = out;
+        assert!(out.len() % stride == 0 && stride % width == 0, "a matrix of whole rows, of whole groups of columns");
+        assert!(locals.len() >= self.threads(), "a local state for every thread");
+        let mut end = 0;
+        for rows in rows {
+            assert!(end <= rows.start && rows.start <= rows.end, "rows in order");
+            end = rows.end;
+        }
+        assert!(end <= out.len() / stride, "rows of the matrix");
+        let groups = stride / width;
+        let tiles = rows.len() * groups;
+        let grain = (tiles / (self.threads() * TILE_PIECES_EACH)).max(1);
+        let out = Pointer(out.as_mut_ptr());
+        let locals = Pointer(locals.as_mut_ptr());
+        self.run(tiles.div_ceil(grain), &|thread, piece| {
+            // SAFETY: every thread has an index of its own; the locals outlive the round.
+            let local = unsafe { &mut *locals.get().add(thread) };
+            for tile in piece * grain..tiles.min((piece + 1) * grain) {
+                let (index, group) = (tile / groups, tile % groups);
+                let rows = &rows[index];
+                // SAFETY: the rows are inside, and no two tiles share a number, as checked above.
+                let at = unsafe { out.get().add(rows.start * stride + group * width) };
+                let mut strip = Strip { at, rows: rows.len(), columns: width, stride, out: PhantomData };
+                work(local, (index, group), &mut strip);
             }
         });
     }
@@ -415,6 +459,34 @@ mod tests {
             assert!(out.chunks(3).enumerate().all(|(index, item)| item == [index as f32 + 1.0; 3]));
             assert_eq!(locals.iter().sum::<usize>(), 100);
         }
+    }
+
+    #[test]
+    fn tiles_cover_their_rows_once() {
+        for threads in [1, 3] {
+            let mut pool = Pool::new(threads);
+            let mut out = vec![0.0; 10 * 6];
+            let mut locals = vec![(); threads];
+            pool.tiles((&mut out, 6), (&[0..1, 1..4, 5..10], 2), &mut locals, |(), (index, group), strip| {
+                assert_eq!((strip.rows(), strip.columns()), ([1, 3, 5][index], 2));
+                for row in 0..strip.rows() {
+                    for column in 0..2 {
+                        // SAFETY: inside the tile.
+                        unsafe { *strip.as_mut_ptr().add(row * strip.stride() + column) += 1.0 + group as f32 };
+                    }
+                }
+            });
+            for (row, numbers) in out.chunks(6).enumerate() {
+                let truth = if row == 4 { [0.0; 6] } else { [1.0, 1.0, 2.0, 2.0, 3.0, 3.0] };
+                assert_eq!(numbers, truth, "row {row}");
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "rows in order")]
+    fn tiles_that_share_rows_are_refused() {
+        Pool::new(1).tiles((&mut [0.0; 8], 2), (&[0..2, 1..3], 1), &mut [()], |(), _, _| {});
     }
 
     #[test]

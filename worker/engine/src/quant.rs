@@ -4,6 +4,10 @@
 
 use half::{bf16, f16};
 
+mod super_block;
+
+pub use super_block::{Part, SUPER_BLOCK};
+
 /// How a tensor's numbers are stored. Only formats that the engine computes with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Format {
@@ -21,9 +25,15 @@ pub enum Format {
     Q5_0,
     /// 32 numbers `d * q`, q a signed byte.
     Q8_0,
+    /// 256 numbers `d * s * q - e * m`, q of 4 bits, s and m of 6 bits for every 32.
+    Q4K,
+    /// The same with q of 5 bits.
+    Q5K,
+    /// 256 numbers `d * s * (q - 32)`, q of 6 bits, s a signed byte for every 16.
+    Q6K,
 }
 
-/// Numbers in a block of every quantised format.
+/// Numbers in a block of the plain quantised formats, and what the larger blocks of the others divide into.
 pub const QUANT_BLOCK: usize = 32;
 
 impl Format {
@@ -37,6 +47,9 @@ impl Format {
             3 => Format::Q4_1,
             6 => Format::Q5_0,
             8 => Format::Q8_0,
+            12 => Format::Q4K,
+            13 => Format::Q5K,
+            14 => Format::Q6K,
             30 => Format::BF16,
             _ => return None,
         })
@@ -52,6 +65,9 @@ impl Format {
             Format::Q4_1 => 3,
             Format::Q5_0 => 6,
             Format::Q8_0 => 8,
+            Format::Q4K => 12,
+            Format::Q5K => 13,
+            Format::Q6K => 14,
             Format::BF16 => 30,
         }
     }
@@ -62,6 +78,7 @@ impl Format {
         match self {
             Format::F32 | Format::F16 | Format::BF16 => 1,
             Format::Q4_0 | Format::Q4_1 | Format::Q5_0 | Format::Q8_0 => QUANT_BLOCK,
+            Format::Q4K | Format::Q5K | Format::Q6K => SUPER_BLOCK,
         }
     }
 
@@ -75,6 +92,9 @@ impl Format {
             Format::Q4_1 => 2 + 2 + 16,
             Format::Q5_0 => 2 + 4 + 16,
             Format::Q8_0 => 2 + 32,
+            Format::Q4K => 2 + 2 + 12 + 128,
+            Format::Q5K => 2 + 2 + 12 + 32 + 128,
+            Format::Q6K => 128 + 64 + 16 + 2,
         }
     }
 
@@ -89,6 +109,9 @@ impl Format {
             Format::Q4_1 => "Q4_1",
             Format::Q5_0 => "Q5_0",
             Format::Q8_0 => "Q8_0",
+            Format::Q4K => "Q4_K",
+            Format::Q5K => "Q5_K",
+            Format::Q6K => "Q6_K",
         }
     }
 }
@@ -113,6 +136,11 @@ pub fn dequantise_row(format: Format, blocks: &[u8], out: &mut [f32]) {
                 let d = half_at(block, 0);
                 for (out, &q) in out.iter_mut().zip(&block[2..]) {
                     *out = d * f32::from(q.cast_signed());
+                }
+            }
+            Format::Q4K | Format::Q5K | Format::Q6K => {
+                for (index, out) in out.chunks_exact_mut(QUANT_BLOCK).enumerate() {
+                    Part::of(format, block, index).numbers(out);
                 }
             }
         }
@@ -210,6 +238,26 @@ mod tests {
     #[test]
     fn unknown_formats_have_no_value() {
         assert_eq!(Format::from_ggml(3), Some(Format::Q4_1));
-        assert_eq!(Format::from_ggml(12), None);
+        assert_eq!(Format::from_ggml(10), None);
+        for id in 0..64 {
+            assert!(Format::from_ggml(id).is_none_or(|format| format.ggml() == id));
+        }
+    }
+
+    /// `golden/quants.py` made the blocks and, with the Python package gguf, the numbers.
+    #[test]
+    fn super_blocks_are_the_references() {
+        let golden = include_bytes!("../golden/quants.bin");
+        let mut at = 0;
+        for format in [Format::Q4K, Format::Q5K, Format::Q6K] {
+            let blocks = &golden[at..][..8 * format.block_bytes()];
+            at += blocks.len();
+            let numbers = &golden[at..][..8 * SUPER_BLOCK * 4];
+            at += numbers.len();
+            let numbers: Vec<u32> = numbers.as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
+            let ours: Vec<u32> = row(format, blocks).iter().map(|x| (x + 0.0).to_bits()).collect();
+            assert_eq!(ours, numbers, "{}", format.name());
+        }
+        assert_eq!(at, golden.len());
     }
 }

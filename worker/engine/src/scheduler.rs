@@ -5,6 +5,9 @@
 //! next. When blocks run out, the youngest running sequence gives up its cache and computes it again later; so the
 //! oldest always goes on, and every sequence ends.
 //!
+//! What a step has filled is noted when it lands: a sequence that begins as another did gets those blocks at admission
+//! and computes the rest, at least its last token. Shared blocks are full, so nobody writes to them.
+//!
 //! Steps may overlap: [`Scheduler::plan`] may run while the step before is in flight. A token still being chosen is a
 //! placeholder in the plan; blocks named by a step in flight linger until it lands; and what a step samples for a
 //! sequence that has ended meanwhile is dropped.
@@ -51,8 +54,8 @@ impl Limits {
 /// What the scheduler did with a sequence of its own accord.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice {
-    /// It was planned for the first time.
-    Started(SequenceId),
+    /// It was planned for the first time; so many of its tokens were in the cache.
+    Started(SequenceId, usize),
     /// It ended, and is forgotten.
     Ended(SequenceId, Ending),
 }
@@ -81,8 +84,8 @@ pub enum Verdict {
 #[derive(Debug, Default)]
 struct Flight {
     step: StepId,
-    /// All whose rows it computes.
-    sequences: Vec<SequenceId>,
+    /// All whose rows it computes, and how many of their tokens are in the cache then.
+    sequences: Vec<(SequenceId, usize)>,
     /// Those that it samples for, in the order of the plan.
     outputs: Vec<SequenceId>,
     /// Blocks of sequences that left while this step named them: free once it lands.
@@ -107,6 +110,8 @@ pub struct Scheduler {
     /// No sequence has an earlier one: until then nobody has to look.
     first_deadline: Option<Instant>,
     preemptions: u64,
+    /// Emptied and filled again, for its memory.
+    found: Vec<BlockId>,
 }
 
 impl Scheduler {
@@ -128,6 +133,7 @@ impl Scheduler {
             next_step: StepId(0),
             first_deadline: None,
             preemptions: 0,
+            found: Vec::new(),
         }
     }
 
@@ -199,6 +205,7 @@ impl Scheduler {
             flight.outputs.iter().eq(sampled.iter().map(|one| &one.sequence)),
             "a step samples for those that its plan names"
         );
+        self.note(&flight);
         for &Sampled { sequence: id, token } in sampled {
             let Some(sequence) = self.sequences.get_mut(&id) else {
                 continue;
@@ -223,7 +230,7 @@ impl Scheduler {
         let at = self.flights.iter().position(|flight| flight.step == step);
         let at = at.expect("the step is in flight");
         // Still among the flights while its sequences leave: their blocks are to linger with it.
-        for id in std::mem::take(&mut self.flights[at].sequences) {
+        for (id, _) in std::mem::take(&mut self.flights[at].sequences) {
             if self.cancel(id) {
                 lost.push(id);
             }
@@ -268,6 +275,24 @@ impl Scheduler {
         self.preemptions
     }
 
+    /// Takes note of the blocks that a step has filled.
+    fn note(&mut self, flight: &Flight) {
+        for &(id, computed) in &flight.sequences {
+            let Some(sequence) = self.sequences.get_mut(&id) else {
+                continue;
+            };
+            let full = computed / BLOCK_TOKENS;
+            if flight.step < sequence.since || sequence.table.len() < full {
+                continue;
+            }
+            for index in sequence.noted..full {
+                let content = sequence.content(index).expect("what a step computed is known when it lands");
+                self.blocks.note(sequence.table[index], content);
+                sequence.noted = index + 1;
+            }
+        }
+    }
+
     /// Ends a sequence and says so.
     fn end(&mut self, id: SequenceId, ending: Ending, notices: &mut Vec<Notice>) {
         assert!(self.cancel(id), "{id:?} ends once");
@@ -279,7 +304,7 @@ impl Scheduler {
         let mut flights = self.flights.iter_mut();
         match flights.find(|flight| Some(flight.step) == last_step) {
             Some(flight) => flight.lingering.extend(blocks),
-            None => self.blocks.release(blocks),
+            None => self.blocks.release(blocks.into_iter()),
         }
     }
 

@@ -3,7 +3,8 @@
 //! There is no prefill or decode here: a sequence wants all its tokens computed, and the step that computes the last
 //! one samples the next. A token that a step in flight is still choosing counts as known, though its value is not.
 
-use crate::plan::{BlockId, SequenceId, TokenId};
+use crate::plan::{BLOCK_TOKENS, BlockId, SequenceId, TokenId};
+use crate::prefix::{Chain, Content, Scope};
 use crate::sampler::Sampling;
 use std::time::Instant;
 
@@ -20,6 +21,8 @@ pub struct Sequence {
     pub sampling: Sampling,
     /// From then on it is never planned again.
     pub deadline: Option<Instant>,
+    /// With whom it shares blocks.
+    scope: Scope,
     /// Prompt, then what was sampled and has landed.
     tokens: Vec<TokenId>,
     prompt_tokens: usize,
@@ -30,6 +33,12 @@ pub struct Sequence {
     pub(crate) computed: usize,
     /// The blocks of those tokens, and any taken ahead for the rest.
     pub(crate) table: Vec<BlockId>,
+    /// (full blocks looked at so far) the chain up to the end of each.
+    chains: Vec<Chain>,
+    /// Blocks at the beginning of the table whose content is noted.
+    pub(crate) noted: usize,
+    /// The first step since it got its table: earlier ones know another.
+    pub(crate) since: StepId,
     /// The newest step that names this sequence.
     pub(crate) last_step: Option<StepId>,
     /// Where the newest output is: its step, and its index there.
@@ -60,12 +69,16 @@ impl Sequence {
             id,
             sampling,
             deadline: None,
+            scope: Scope::default(),
             prompt_tokens: tokens.len(),
             tokens,
             max_tokens,
             pending: 0,
             computed: 0,
             table: Vec::new(),
+            chains: Vec::new(),
+            noted: 0,
+            since: StepId(0),
             last_step: None,
             last_output: None,
             phase: Phase::Fresh,
@@ -77,6 +90,12 @@ impl Sequence {
     pub fn with_deadline(mut self, deadline: Option<Instant>) -> Self {
         self.deadline = deadline;
         self
+    }
+
+    /// The same sequence, sharing blocks within `scope`.
+    #[must_use]
+    pub fn in_scope(self, scope: Scope) -> Self {
+        Self { scope, ..self }
     }
 
     /// Tokens whose values are known.
@@ -119,6 +138,23 @@ impl Sequence {
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.tokens.len() == self.length_max()
+    }
+
+    /// What the block at `index` holds once it is full; `None` while some of its tokens are not known.
+    pub(crate) fn content(&mut self, index: usize) -> Option<Content> {
+        let blocks = self.tokens.as_chunks::<BLOCK_TOKENS>().0;
+        let tokens = *blocks.get(index)?;
+        while self.chains.len() <= index {
+            let before = self.chains.last().copied().unwrap_or_else(|| Chain::begin(self.scope));
+            self.chains.push(before.then(&blocks[self.chains.len()]));
+        }
+        Some(Content { chain: self.chains[index], tokens })
+    }
+
+    /// Gives up the cache: what was computed is computed again.
+    pub(crate) fn give_up(&mut self) -> Vec<BlockId> {
+        (self.computed, self.noted) = (0, 0);
+        std::mem::take(&mut self.table)
     }
 
     /// Takes note that a step will sample the next token.

@@ -5,9 +5,11 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
+use engine::backend::Activations;
 use engine::engine::{End, Engine, EngineConfig, Event, Finish, Job, JobKey};
 use engine::fixture::smollm2;
 use engine::load::{Loaded, load};
+use engine::prefix::Scope;
 use engine::sampler::Sampling;
 use engine::text::{Message, Role, Special, Template, Tokenizer, chat_tokens};
 use serde_json::Value;
@@ -72,9 +74,16 @@ struct Running {
     tokenizer: std::sync::Arc<Tokenizer>,
 }
 
-fn start() -> Running {
+fn start(activations: Activations) -> Running {
     let threads = std::thread::available_parallelism().map_or(1, Into::into);
-    let config = EngineConfig { threads, kv_tokens: 8192, step_tokens: 256, sequences_max: BATCH, queue_max: BATCH };
+    let config = EngineConfig {
+        threads,
+        activations,
+        kv_tokens: 8192,
+        step_tokens: 256,
+        sequences_max: BATCH,
+        queue_max: BATCH,
+    };
     let Loaded { model, tokenizer, template, .. } = load(&smollm2(), &config).unwrap();
     let (send, events) = channel();
     let tell = Box::new(move |event| {
@@ -95,6 +104,7 @@ impl Running {
                 sampling: Sampling::greedy(),
                 stop: Vec::new(),
                 deadline: None,
+                scope: Scope::default(),
             };
             self.engine.submit(job).unwrap();
         }
@@ -117,7 +127,7 @@ impl Running {
 
 #[test]
 fn prompts_have_the_references_tokens() {
-    let running = start();
+    let running = start(Activations::F32);
     for golden in goldens() {
         assert_eq!(running.template.render(&golden.messages).unwrap(), golden.rendered);
         let tokens = chat_tokens(&running.template, &running.tokenizer, &golden.messages).unwrap();
@@ -128,10 +138,16 @@ fn prompts_have_the_references_tokens() {
 }
 
 #[test]
-fn answers_are_the_references_alone_and_in_a_batch() {
-    let running = start();
-    let goldens = goldens();
-    for golden in &goldens {
+fn answers_are_the_references() {
+    for activations in [Activations::F32, Activations::Int16] {
+        let running = start(activations);
+        answers_of(&running);
+        running.engine.stop();
+    }
+}
+
+fn answers_of(running: &Running) {
+    for golden in &goldens() {
         let bytes: Vec<u8> = golden.output.iter().flat_map(|&id| running.tokenizer.bytes_of(id).to_vec()).collect();
         let expected = Answer {
             text: String::from_utf8_lossy(&bytes).into_owned(),
@@ -143,11 +159,19 @@ fn answers_are_the_references_alone_and_in_a_batch() {
         assert_eq!(expected.text, golden.text);
         assert_eq!(running.answers(std::slice::from_ref(&golden.prompt)), [expected]);
     }
-    let alone: Vec<Answer> =
-        goldens.iter().flat_map(|golden| running.answers(std::slice::from_ref(&golden.prompt))).collect();
-    let batch: Vec<Vec<u32>> = goldens.iter().cycle().take(BATCH).map(|golden| golden.prompt.clone()).collect();
-    for (at, answer) in running.answers(&batch).into_iter().enumerate() {
-        assert_eq!(answer, alone[at % alone.len()], "{at} of {BATCH}");
+}
+
+#[test]
+fn answers_are_the_same_alone_and_in_a_batch() {
+    for activations in [Activations::F32, Activations::Int16, Activations::Int8] {
+        let running = start(activations);
+        let prompts: Vec<Vec<u32>> = goldens().into_iter().map(|golden| golden.prompt).collect();
+        let alone: Vec<Answer> =
+            prompts.iter().flat_map(|prompt| running.answers(std::slice::from_ref(prompt))).collect();
+        let batch: Vec<Vec<u32>> = prompts.iter().cycle().take(BATCH).cloned().collect();
+        for (at, answer) in running.answers(&batch).into_iter().enumerate() {
+            assert_eq!(answer, alone[at % alone.len()], "{at} of {BATCH}, {activations:?}");
+        }
+        running.engine.stop();
     }
-    running.engine.stop();
 }

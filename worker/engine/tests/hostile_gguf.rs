@@ -49,6 +49,8 @@ fn read(bytes: Vec<u8>) {
             let _ = (gguf.strings(key), gguf.i32s(key), gguf.u32(key), gguf.str(key));
         }
         let _ = engine::text::Template::from_gguf(&gguf).map(drop);
+        let _ = engine::text::Tokenizer::from_gguf(&gguf).map(drop);
+        let _ = engine::model::ModelConfig::from_gguf(&gguf).map(drop);
         return;
     }
     let allocated = ALLOCATED.with(Cell::get) - before;
@@ -69,6 +71,35 @@ fn dense() -> Vec<u8> {
     let mut bytes = file.bytes();
     bytes.resize(bytes.len() + 128, 0);
     bytes
+}
+
+/// A vocabulary with scores, a family with windows, and tensors of super-blocks.
+fn scored() -> Vec<u8> {
+    let mut file = GgufBuilder::new();
+    let scores: Vec<u8> = [0.0_f32, -1.0, -2.0, f32::NAN].iter().flat_map(|score| score.to_le_bytes()).collect();
+    let array = [&6_u32.to_le_bytes()[..], &4_u64.to_le_bytes(), &scores].concat();
+    file.str("general.architecture", "gemma3")
+        .str("tokenizer.ggml.model", "llama")
+        .strings("tokenizer.ggml.tokens", &["<s>", "a", "<0x0A>", "aa"])
+        .i32s("tokenizer.ggml.token_type", &[3, 1, 6, 1])
+        .raw("tokenizer.ggml.scores", 9, &array)
+        .u32("gemma3.embedding_length", 256)
+        .u32("gemma3.attention.head_count", 1)
+        .u32("gemma3.attention.sliding_window", 4)
+        .u32("gemma3.attention.sliding_window_pattern", 2);
+    for (name, format, offset) in [("token_embd.weight", 12, 0), ("j", 13, 160), ("k", 14, 352)] {
+        file.list_tensor(name, &[256, 1], format, offset);
+    }
+    let mut bytes = file.bytes();
+    bytes.resize(bytes.len() + 576, 0);
+    bytes
+}
+
+#[test]
+fn the_scored_file_is_good_before_it_is_spoilt() {
+    let gguf = Gguf::parse(scored()).unwrap();
+    assert_eq!(gguf.tensors().map(|tensor| tensor.data.len()).collect::<Vec<_>>(), [144, 176, 210]);
+    assert!(engine::text::Tokenizer::from_gguf(&gguf).is_ok());
 }
 
 #[test]
@@ -104,7 +135,7 @@ proptest! {
         edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
         cut in any::<prop::sample::Index>(),
     ) {
-        for mut bytes in [header(), dense()] {
+        for mut bytes in [header(), dense(), scored()] {
             for (at, value) in &edits {
                 let at = at.index(bytes.len());
                 bytes[at] = *value;

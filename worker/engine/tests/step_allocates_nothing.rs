@@ -3,6 +3,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use engine::backend::Activations;
 use engine::engine::EngineConfig;
 use engine::fixture;
 use engine::load::load;
@@ -42,7 +43,14 @@ fn plan(spans: &[(usize, usize)]) -> Plan {
 
 #[test]
 fn a_step_allocates_nothing() {
-    let config = EngineConfig { threads: 2, kv_tokens: 1024, step_tokens: 128, sequences_max: 8, queue_max: 1 };
+    let config = EngineConfig {
+        threads: 2,
+        activations: Activations::Int16,
+        kv_tokens: 1024,
+        step_tokens: 128,
+        sequences_max: 8,
+        queue_max: 1,
+    };
     let mut model = load(&fixture::smollm2(), &config).expect("the fixture loads").model;
     let plans = [plan(&[(0, 40), (0, 9)]), plan(&[(40, 1), (9, 30), (0, 70)]), plan(&[(41, 1), (39, 1), (70, 1)])];
     let mut sampled = Vec::with_capacity(8);

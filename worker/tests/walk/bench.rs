@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use worker::company::Company;
 use worker::fake::{self, Ends, Fake, Mood};
 use worker::model::Model;
+use worker::reader::Reader;
 use worker::worker::fresh_name;
 use worker::{Error, Worker, run};
 
@@ -76,13 +77,19 @@ impl Bench {
 
     /// A worker that runs this model.
     pub(crate) async fn run(&self, slots: usize, model: Model, drain: Duration) -> (CancellationToken, Task) {
+        self.run_all(slots, vec![model], drain).await
+    }
+
+    /// A worker that runs these models.
+    pub(crate) async fn run_all(&self, slots: usize, models: Vec<Model>, drain: Duration) -> (CancellationToken, Task) {
         let worker = Worker {
             name: fresh_name(),
             bus: connect(&self.nats).await,
             sessions: Sessions::new(&redis_of(&self.redis)).unwrap(),
             responses: Responses::new(&redis_of(&self.redis)).unwrap(),
             device: "cpu".to_owned(),
-            models: vec![model],
+            models,
+            reader: Reader::new(worker::memory::media(None)),
             slots,
             rank: 5,
             hand: Arc::default(),
@@ -110,7 +117,7 @@ impl Bench {
 
     pub(crate) async fn publish_bytes(&self, job: &Job, body: bytes::Bytes) {
         let to = subject::lane(job.modality, &job.model, job.priority);
-        let message = PublishMessage::build().payload(body).message_id(format!("{}/{}", job.tenant, job.id));
+        let message = PublishMessage::build().payload(body).message_id(format!("{}/{}", job.tenant, job.name()));
         self.bus.js.send_publish(to, message).await.unwrap().await.unwrap();
     }
 

@@ -43,6 +43,7 @@ fn answered(job: &Job) -> End {
         finish_reason: Finish::Stop,
         usage: Usage::default(),
         cache: CacheOutcome::Miss,
+        steps: Vec::new(),
     })
 }
 

@@ -5,6 +5,8 @@ mod crash;
 mod ends;
 mod load;
 mod real;
+mod steps;
+mod tasks;
 
 use std::time::Duration;
 

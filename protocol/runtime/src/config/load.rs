@@ -16,7 +16,8 @@ pub const EXIT_FAULTY: u8 = 64;
 pub struct Faults(pub Vec<String>);
 
 /// Sections of `flotilla.toml`. One file serves every role; a role ignores the sections of others.
-const SECTIONS: [&str; 9] = ["nats", "redis", "telemetry", "streams", "model", "dispatcher", "rule", "worker", "ops"];
+const SECTIONS: [&str; 10] =
+    ["nats", "redis", "telemetry", "streams", "model", "pipeline", "dispatcher", "rule", "worker", "ops"];
 
 /// Short names of the environment, and the keys that they set. Every other key is `FLOTILLA_SECTION__KEY`.
 const SHORT: [(&str, &[[&str; 2]]); 7] = [

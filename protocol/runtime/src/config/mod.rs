@@ -2,6 +2,8 @@
 
 mod catalogue;
 mod load;
+mod pipeline;
+mod shipped;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,8 +11,10 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-pub use catalogue::{ModelEntry, ModelSource, default_catalogue};
+pub use catalogue::{Convert, ModelEntry, ModelPart, ModelSource, Pull};
 pub use load::{EXIT_FAULTY, Faults, load};
+pub use pipeline::{ASSISTANT, PipelineEntry, StepEntry, default_pipelines};
+pub use shipped::default_catalogue;
 
 /// `[nats]`
 #[derive(Clone, Debug, Deserialize)]
@@ -146,6 +150,9 @@ pub struct Common {
     /// The catalogue.
     #[serde(rename = "model")]
     pub models: Vec<ModelEntry>,
+    /// `[[pipeline]]`
+    #[serde(rename = "pipeline")]
+    pub pipelines: Vec<PipelineEntry>,
 }
 
 impl Default for Common {
@@ -156,6 +163,7 @@ impl Default for Common {
             telemetry: Telemetry::default(),
             streams: Streams::default(),
             models: default_catalogue(),
+            pipelines: default_pipelines(),
         }
     }
 }
@@ -164,6 +172,7 @@ impl Common {
     /// What types cannot say.
     fn faults(&self) -> Vec<String> {
         let mut faults = catalogue::faults(&self.models);
+        faults.extend(pipeline::faults(&self.pipelines, &self.models));
         let streams = &self.streams;
         let positive = [
             ("streams.lane_jobs_max", streams.lane_jobs_max),

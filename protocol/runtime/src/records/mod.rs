@@ -1,4 +1,4 @@
-//! RESULTS, IDS, FORGIVEN and DEADLETTER: what the fleet remembers of a job.
+//! RESULTS, STEPS, IDS, FORGIVEN and DEADLETTER: what the fleet remembers of a job.
 
 mod done;
 
@@ -8,7 +8,7 @@ use async_nats::jetstream::context::GetStreamError;
 use async_nats::jetstream::stream::{DirectGetErrorKind, LastRawMessageErrorKind};
 use bytes::Bytes;
 use protocol::header::Headers;
-use protocol::record::{IdRecord, Record};
+use protocol::record::{IdRecord, Record, StepRecord};
 use protocol::token::Token;
 use protocol::{stream, subject};
 
@@ -48,6 +48,14 @@ pub async fn result(bus: &Bus, tenant: &Token, job: &Token) -> Result<Option<Rec
     bytes.map(|bytes| decode_record(&bytes)).transpose()
 }
 
+/// Stores what a step of a pipeline gave; somebody's record that stands is as good. Returns after the PubAck.
+pub async fn store_step(bus: &Bus, record: &StepRecord) -> Result<(), Error> {
+    let job = &record.job;
+    let number = job.steps.as_ref().map_or(0, |steps| steps.number);
+    let subject = subject::step(&job.tenant, &job.id, number);
+    create_once(bus, stream::STEPS, subject, record.encode()).await.map(|_| ())
+}
+
 /// What a client's id turns out to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IdClaim {
@@ -83,8 +91,17 @@ pub async fn id(bus: &Bus, tenant: &Token, job: &Token) -> Result<Option<IdRecor
     bytes.map(|bytes| decode_id(&bytes)).transpose()
 }
 
-/// Deliveries of a job that do not count as attempts.
+/// Deliveries of a job that do not count as attempts. Who cannot read a step knows its request's id alone, and counts
+/// there.
 pub async fn forgiven(bus: &Bus, tenant: &Token, job: &Token) -> Result<u32, Error> {
+    let own = forgiven_as(bus, tenant, job).await?;
+    match job.step_of() {
+        Some(request) => Ok(own.max(forgiven_as(bus, tenant, &request).await?)),
+        None => Ok(own),
+    }
+}
+
+async fn forgiven_as(bus: &Bus, tenant: &Token, job: &Token) -> Result<u32, Error> {
     let Some(bytes) = newest(bus, stream::FORGIVEN, subject::forgiven(tenant, job)).await? else {
         return Ok(0);
     };
@@ -102,6 +119,20 @@ pub async fn forgive(bus: &Bus, tenant: &Token, job: &Token, count: u32) -> Resu
 /// after a crash leaves a second copy, which is better than none.
 pub async fn dead_letter(bus: &Bus, tenant: &Token, job: &Token, body: Bytes, headers: Headers) -> Result<(), Error> {
     store(bus, stream::DEADLETTER, subject::dead(tenant, job), body, headers).await
+}
+
+/// The same, unless the newest dead letter of the job is this one: for who comes back to a job that he could not end.
+pub async fn dead_letter_once(
+    bus: &Bus,
+    tenant: &Token,
+    job: &Token,
+    body: Bytes,
+    headers: Headers,
+) -> Result<(), Error> {
+    match newest(bus, stream::DEADLETTER, subject::dead(tenant, job)).await? {
+        Some(kept) if kept == body => Ok(()),
+        _ => dead_letter(bus, tenant, job, body, headers).await,
+    }
 }
 
 /// Stores a message whose repeat does no harm.

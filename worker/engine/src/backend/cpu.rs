@@ -3,18 +3,23 @@
 //! Cuts every operation into parts for the threads and leaves the arithmetic to [`simd`](crate::simd). However it is
 //! cut, a row's result is the same to the last bit, alone or in any company.
 
+mod dense;
+
 use crate::Error;
 use crate::backend::step::Step;
-use crate::backend::{Backend, Epilogue, KvShape, Matrix, StepLimits};
+use crate::backend::{Activations, Backend, Epilogue, Gate, KvShape, Matrix, Reach, StepLimits, Turn};
 use crate::model::Ticket;
 use crate::plan::{BLOCK_TOKENS, BlockId, Plan, Sampled};
 use crate::pool::Pool;
 use crate::sampler::Sampler;
 use crate::simd::arena::{Arena, Use};
+use crate::simd::attend;
 use crate::simd::attention::{self, HEAD_WIDTH_MAX, Pages, page_len};
-use crate::simd::linear::{Begin, Input, STRIP_UNIT, Scratch, multiply};
-use crate::simd::panel::Panels;
-use crate::simd::{LANES, Level, rows};
+use crate::simd::digits::{Digits, digitise};
+use crate::simd::linear::{Input, STRIP_UNIT, Scratch, multiply};
+use crate::simd::panel::{BLOCK, Panels};
+use crate::simd::tile::Begin;
+use crate::simd::{LANES, Level, integer, rows};
 
 /// Rows of norms and gates that one thread does faster alone than two together.
 const ROWS_ALONE: usize = 4;
@@ -28,12 +33,17 @@ pub struct Cpu {
     pool: Pool,
     locals: Vec<Local>,
     step: Step,
+    blocks: dense::Blocks,
+    activations: Activations,
+    /// The inputs of the product that is computed.
+    digits: Vec<Digits>,
 }
 
 /// A thread's own memory.
 #[derive(Debug)]
 struct Local {
     scratch: Scratch,
+    looks: attend::Scratch,
     sampler: Sampler,
 }
 
@@ -65,14 +75,42 @@ impl Cpu {
     #[must_use]
     pub fn new(level: Level, threads: usize, limits: StepLimits) -> Cpu {
         let pool = Pool::new(threads);
-        let local = || Local { scratch: Scratch::default(), sampler: Sampler::default() };
+        let local =
+            || Local { scratch: Scratch::default(), looks: attend::Scratch::default(), sampler: Sampler::default() };
         let locals = (0..pool.threads()).map(|_| local()).collect();
-        Cpu { level, pool, locals, step: Step::new(limits) }
+        let (step, blocks) = (Step::new(limits), dense::Blocks::default());
+        Cpu { level, pool, locals, step, blocks, activations: Activations::F32, digits: Vec::new() }
+    }
+
+    /// The same device with its inputs of products as `activations` says.
+    #[must_use]
+    pub fn with(self, activations: Activations) -> Cpu {
+        Cpu { activations, ..self }
+    }
+
+    /// Digits of a row as wide as these weights' inputs; none where no part of them is of integers, or inputs stay as
+    /// they are.
+    fn digits_of_row(&self, parts: &[Panels]) -> usize {
+        let integers = parts.iter().find(|part| !part.layout().is_plain());
+        integers.map_or(0, |part| part.columns() / BLOCK * self.activations.planes())
+    }
+
+    /// Writes the rows of `x` as digits. Returns how many those are.
+    fn digitise(&mut self, x: &Buf, weight: &Weight) -> usize {
+        let of_row = self.digits_of_row(&weight.parts);
+        let (level, planes, all) = (self.level, self.activations.planes(), x.rows * of_row);
+        if all > 0 {
+            self.pool.items((&mut self.digits[..all], of_row), ROWS_ALONE, &mut self.locals, |_, row, out| {
+                digitise(level, x.row(row), planes, out);
+            });
+        }
+        all
     }
 }
 
 impl Buf {
     fn begin_rows(&mut self, rows: usize) -> &mut [f32] {
+        assert!(rows * self.width <= self.numbers.len(), "a buffer has room for its rows");
         self.rows = rows;
         &mut self.numbers[..rows * self.width]
     }
@@ -120,6 +158,10 @@ impl Backend for Cpu {
         if !whole || parts.iter().any(|part| part.columns() != inputs) {
             return Err(Error::Unsupported("matrices that cannot be packed side by side".into()));
         }
+        let digits = self.step.limits().rows * self.digits_of_row(&parts);
+        if digits > self.digits.len() {
+            self.digits.resize(digits, Digits::ZERO);
+        }
         Ok(Weight { outputs: parts.iter().map(Panels::rows).sum(), inputs, parts })
     }
 
@@ -152,9 +194,25 @@ impl Backend for Cpu {
         });
     }
 
+    fn add_norm(&mut self, x: &Buf, weight: &Buf, epsilon: f32, out: &mut Buf) {
+        let (level, width) = (self.level, x.width);
+        assert!(out.rows == x.rows && out.width == width, "what is added to is there");
+        self.pool.items((out.begin_rows(x.rows), width), ROWS_ALONE, &mut self.locals, |_, row, out| {
+            rows::add_rms_norm(level, x.row(row), weight.row(0), epsilon, out);
+        });
+    }
+
+    fn scale(&mut self, factor: f32, x: &mut Buf) {
+        let (rows, width) = (x.rows, x.width);
+        self.pool.items((x.begin_rows(rows), width), ROWS_ALONE, &mut self.locals, |_, _, row| {
+            row.iter_mut().for_each(|x| *x *= factor);
+        });
+    }
+
     fn linear(&mut self, x: &Buf, weight: &Weight, epilogue: Epilogue, out: &mut Buf) {
         assert!(x.width == weight.inputs && out.width == weight.outputs, "widths of a product agree");
-        let (level, input) = (self.level, Input { x: x.all(), rows: x.rows });
+        let digits = self.digitise(x, weight);
+        let (level, input, digits) = (self.level, Input { x: x.all(), rows: x.rows }, &self.digits[..digits]);
         let begin = match epilogue {
             Epilogue::Store => Begin::Zero,
             Epilogue::Add => Begin::Output,
@@ -170,28 +228,40 @@ impl Backend for Cpu {
                 if from < to {
                     let panels = (from - first) / LANES..(to - first).div_ceil(LANES);
                     let mut out = strip.part(from - range.start..to - range.start);
-                    multiply(level, input, (part, panels), (begin, &mut out), &mut local.scratch);
+                    if digits.is_empty() || part.layout().is_plain() {
+                        multiply(level, input, (part, panels), (begin, &mut out), &mut local.scratch);
+                    } else {
+                        integer::multiply(level, (digits, x.rows), (part, panels), (begin, &mut out));
+                    }
                 }
                 first += part.rows();
             }
         });
     }
 
-    fn glu(&mut self, x: &Buf, out: &mut Buf) {
+    fn glu(&mut self, x: &Buf, gate: Gate, out: &mut Buf) {
         let (level, width) = (self.level, out.width);
-        self.pool.items((out.begin_rows(x.rows), width), ROWS_ALONE, &mut self.locals, |_, row, out| {
-            rows::silu_gate(level, x.row(row), out);
+        self.pool.items((out.begin_rows(x.rows), width), ROWS_ALONE, &mut self.locals, |_, row, out| match gate {
+            Gate::Silu => rows::silu_gate(level, x.row(row), out),
+            Gate::Gelu => rows::gelu_gate(level, x.row(row), out),
         });
     }
 
-    fn rope_qk_write(&mut self, qkv: &mut Buf, rope: &Buf, kv: &mut Kv, layer: usize) {
+    fn rope_qk_write(&mut self, qkv: &mut Buf, turn: &Turn<'_, Buf>, kv: &mut Kv, layer: usize) {
         let KvShape { heads, width, .. } = kv.shape;
-        let (row_width, step) = (qkv.width, &self.step);
+        let (level, row_width, step) = (self.level, qkv.width, &self.step);
         let keys = row_width - 2 * heads * width;
         let all = &mut qkv.numbers[..qkv.rows * row_width];
         self.pool.items((all, row_width), ROWS_ALONE, &mut self.locals, |_, row, numbers| {
-            let angles = rope.row(step.rows()[row].position as usize);
-            for head in numbers[..keys + heads * width].chunks_exact_mut(width) {
+            if let Some(bias) = turn.bias {
+                numbers.iter_mut().zip(bias.row(0)).for_each(|(x, bias)| *x += bias);
+            }
+            let angles = turn.rope.row(step.rows()[row].position as usize);
+            for (index, head) in numbers[..keys + heads * width].chunks_exact_mut(width).enumerate() {
+                if let Some(norms) = &turn.norms {
+                    let weight = if index * width < keys { norms.queries } else { norms.keys };
+                    rows::rms_norm_in_place(level, head, weight.row(0), norms.epsilon);
+                }
                 rows::rotate(head, angles);
             }
         });
@@ -207,7 +277,7 @@ impl Backend for Cpu {
         }
     }
 
-    fn attention(&mut self, qkv: &Buf, kv: &Kv, layer: usize, out: &mut Buf) {
+    fn attention(&mut self, qkv: &Buf, kv: &Kv, (layer, reach): (usize, Reach), out: &mut Buf) {
         let KvShape { heads, width, .. } = kv.shape;
         let (level, step, group) = (self.level, &self.step, out.width / heads);
         let tokens: usize = step.rows().iter().map(|row| row.position as usize + 1).sum();
@@ -220,6 +290,7 @@ impl Backend for Cpu {
                 block_stride: kv.block_stride(),
                 offset: kv.offset(layer, head),
                 table: step.table(place),
+                first: reach.first(place.position as usize),
                 tokens: place.position as usize + 1,
             };
             attention::attend(level, &qkv.row(row)[head * group..][..group], &pages, width, out);

@@ -5,10 +5,13 @@
 //! A backend never sees a request, a text or a file.
 
 pub mod cpu;
+pub mod dense;
 pub mod scalar;
 mod step;
 #[cfg(test)]
 mod tests;
+
+use serde::Deserialize;
 
 use crate::Error;
 use crate::model::Ticket;
@@ -50,6 +53,30 @@ pub struct StepLimits {
     pub blocks: usize,
 }
 
+/// How the inputs of products with quantised weights are held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activations {
+    /// As they are: exact, and several times as slow.
+    F32,
+    /// Rounded to two signed bytes under a scale for each 32: as near the model as [`Activations::F32`] for most uses.
+    #[default]
+    Int16,
+    /// Rounded to a signed byte under a scale for each 32, as llama.cpp does.
+    Int8,
+}
+
+impl Activations {
+    /// Signed bytes of a number; none where it stays as it is.
+    pub(crate) const fn planes(self) -> usize {
+        match self {
+            Activations::F32 => 0,
+            Activations::Int16 => 2,
+            Activations::Int8 => 1,
+        }
+    }
+}
+
 /// What a product does with its output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Epilogue {
@@ -57,6 +84,57 @@ pub enum Epilogue {
     Store,
     /// Adds to it: a residual connection.
     Add,
+}
+
+/// What gates pass through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// `x * sigmoid(x)`.
+    Silu,
+    /// `x * Φ(x)` by the approximation with the hyperbolic tangent.
+    Gelu,
+}
+
+/// Which tokens a row's attention sees, of those up to its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// All.
+    All,
+    /// The last so many, its own included; not zero.
+    Last(usize),
+}
+
+impl Reach {
+    /// The first token that a row at `position` sees.
+    #[must_use]
+    pub fn first(self, position: usize) -> usize {
+        match self {
+            Reach::All => 0,
+            Reach::Last(window) => (position + 1).saturating_sub(window),
+        }
+    }
+}
+
+/// What becomes of rows (queries | keys | values) before queries and keys meet: in this order.
+#[derive(Clone, Copy, Debug)]
+pub struct Turn<'a, B> {
+    /// Added to the whole row.
+    pub bias: Option<&'a B>,
+    /// Norms of each query and each key.
+    pub norms: Option<HeadNorms<'a, B>>,
+    /// (positions, pairs * (cosine, sine)): queries and keys are rotated, adjacent numbers as pairs.
+    pub rope: &'a B,
+}
+
+/// `x / rms(x) * weight` of single heads.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadNorms<'a, B> {
+    /// Of queries, a head wide.
+    pub queries: &'a B,
+    /// Of keys, a head wide.
+    pub keys: &'a B,
+    /// Added to the mean square.
+    pub epsilon: f32,
 }
 
 /// A device that computes. `rows` are those of the current step, until [`Backend::take_outputs`] leaves only the
@@ -84,15 +162,19 @@ pub trait Backend: Send {
     fn gather_rows(&mut self, table: &Self::Weight, out: &mut Self::Buf);
     /// `out = x / rms(x) * weight`, row by row.
     fn norm(&mut self, x: &Self::Buf, weight: &Self::Buf, epsilon: f32, out: &mut Self::Buf);
+    /// `out += x / rms(x) * weight`, row by row.
+    fn add_norm(&mut self, x: &Self::Buf, weight: &Self::Buf, epsilon: f32, out: &mut Self::Buf);
+    /// `x = factor * x`.
+    fn scale(&mut self, factor: f32, x: &mut Self::Buf);
     /// `out = x * weight^T`, or is added to.
     fn linear(&mut self, x: &Self::Buf, weight: &Self::Weight, epilogue: Epilogue, out: &mut Self::Buf);
-    /// `out = silu(gate) * up` of rows (gate | up).
-    fn glu(&mut self, x: &Self::Buf, out: &mut Self::Buf);
-    /// Rotates the queries and keys of rows (queries | keys | values) by their positions, adjacent numbers as pairs,
-    /// and writes keys and values to the layer's cache. `rope` is (positions, pairs * (cosine, sine)).
-    fn rope_qk_write(&mut self, qkv: &mut Self::Buf, rope: &Self::Buf, kv: &mut Self::Kv, layer: usize);
-    /// Causal attention of each row's queries over its sequence's cache, this step's rows included.
-    fn attention(&mut self, qkv: &Self::Buf, kv: &Self::Kv, layer: usize, out: &mut Self::Buf);
+    /// `out = gate(x) * up` of rows (x | up).
+    fn glu(&mut self, x: &Self::Buf, gate: Gate, out: &mut Self::Buf);
+    /// Turns the queries and keys of rows (queries | keys | values), and writes keys and values to the layer's cache.
+    fn rope_qk_write(&mut self, qkv: &mut Self::Buf, turn: &Turn<'_, Self::Buf>, kv: &mut Self::Kv, layer: usize);
+    /// Causal attention of each row's queries over its sequence's cache of a layer, this step's rows included, as far
+    /// back as the layer reaches.
+    fn attention(&mut self, qkv: &Self::Buf, kv: &Self::Kv, layer: (usize, Reach), out: &mut Self::Buf);
     /// Keeps the rows of the plan's outputs.
     fn take_outputs(&mut self, x: &Self::Buf, out: &mut Self::Buf);
     /// Chooses a token for each of the plan's outputs; uses the logits up.

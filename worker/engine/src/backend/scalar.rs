@@ -2,11 +2,13 @@
 //!
 //! Tests compare other backends with this one. It shares no arithmetic with them but the formats' own definition.
 
+mod dense;
+
 use half::f16;
 
 use crate::Error;
 use crate::backend::step::Step;
-use crate::backend::{Backend, Epilogue, KvShape, Matrix, StepLimits};
+use crate::backend::{Backend, Epilogue, Gate, KvShape, Matrix, Reach, StepLimits, Turn};
 use crate::model::Ticket;
 use crate::plan::{BLOCK_TOKENS, BlockId, Plan, Sampled};
 use crate::quant::dequantise_row;
@@ -82,6 +84,11 @@ fn dot<'a>(a: &[f32], b: impl IntoIterator<Item = &'a f32>) -> f64 {
     a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
 }
 
+fn norm_head(x: &mut [f32], weight: &[f32], epsilon: f32) {
+    let scale = 1.0 / (dot(x, &*x) / x.len() as f64 + f64::from(epsilon)).sqrt();
+    x.iter_mut().zip(weight).for_each(|(x, w)| *x = (f64::from(*x) * scale * f64::from(*w)) as f32);
+}
+
 impl Backend for Scalar {
     type Buf = Rows;
     type Weight = Rows;
@@ -133,6 +140,18 @@ impl Backend for Scalar {
         }));
     }
 
+    fn add_norm(&mut self, x: &Rows, weight: &Rows, epsilon: f32, out: &mut Rows) {
+        for (x, out) in x.rows().zip(out.numbers.chunks_exact_mut(x.width)) {
+            let mut normed = x.to_vec();
+            norm_head(&mut normed, weight.row(0), epsilon);
+            out.iter_mut().zip(normed).for_each(|(out, normed)| *out += normed);
+        }
+    }
+
+    fn scale(&mut self, factor: f32, x: &mut Rows) {
+        x.numbers.iter_mut().for_each(|x| *x *= factor);
+    }
+
     fn linear(&mut self, x: &Rows, weight: &Rows, epilogue: Epilogue, out: &mut Rows) {
         let before = match epilogue {
             Epilogue::Add => std::mem::take(&mut out.numbers),
@@ -143,26 +162,40 @@ impl Backend for Scalar {
         out.put(products.zip(before).map(|(product, before)| (before + product) as f32));
     }
 
-    fn glu(&mut self, x: &Rows, out: &mut Rows) {
+    fn glu(&mut self, x: &Rows, function: Gate, out: &mut Rows) {
         out.put(x.rows().flat_map(|row| {
             let (gate, up) = row.split_at(row.len() / 2);
             gate.iter().zip(up).map(|(gate, up)| {
                 let gate = f64::from(*gate);
-                (gate / (1.0 + (-gate).exp()) * f64::from(*up)) as f32
+                let gate = match function {
+                    Gate::Silu => gate / (1.0 + (-gate).exp()),
+                    Gate::Gelu => {
+                        let inner = (2.0 / std::f64::consts::PI).sqrt() * (gate + 0.044_715 * gate.powi(3));
+                        0.5 * gate * (1.0 + inner.tanh())
+                    }
+                };
+                (gate * f64::from(*up)) as f32
             })
         }));
     }
 
-    fn rope_qk_write(&mut self, qkv: &mut Rows, rope: &Rows, kv: &mut Kv, layer: usize) {
+    fn rope_qk_write(&mut self, qkv: &mut Rows, turn: &Turn<'_, Rows>, kv: &mut Kv, layer: usize) {
         let KvShape { heads, width, .. } = kv.shape;
         let row_width = qkv.width;
         let queries = row_width / width - 2 * heads;
         for (place, numbers) in self.step.rows().iter().zip(qkv.numbers.chunks_exact_mut(row_width)) {
             let position = place.position as usize;
             let (block, slot) = (self.step.table(place)[position / BLOCK_TOKENS], position % BLOCK_TOKENS);
+            if let Some(bias) = turn.bias {
+                numbers.iter_mut().zip(bias.row(0)).for_each(|(x, bias)| *x += bias);
+            }
             for (head, numbers) in numbers.chunks_exact_mut(width).enumerate() {
                 if head < queries + heads {
-                    for (pair, angle) in numbers.chunks_exact_mut(2).zip(rope.row(position).chunks_exact(2)) {
+                    if let Some(norms) = &turn.norms {
+                        let weight = if head < queries { norms.queries } else { norms.keys };
+                        norm_head(numbers, weight.row(0), norms.epsilon);
+                    }
+                    for (pair, angle) in numbers.chunks_exact_mut(2).zip(turn.rope.row(position).chunks_exact(2)) {
                         let [a, b] = [f64::from(pair[0]), f64::from(pair[1])];
                         let [cos, sin] = [f64::from(angle[0]), f64::from(angle[1])];
                         pair[0] = (a * cos - b * sin) as f32;
@@ -179,7 +212,7 @@ impl Backend for Scalar {
         }
     }
 
-    fn attention(&mut self, qkv: &Rows, kv: &Kv, layer: usize, out: &mut Rows) {
+    fn attention(&mut self, qkv: &Rows, kv: &Kv, (layer, reach): (usize, Reach), out: &mut Rows) {
         let KvShape { heads, width, .. } = kv.shape;
         let group = out.width / width / heads;
         let cached = |table: &[BlockId], token: usize, half: Half, head: usize| -> Vec<f32> {
@@ -190,7 +223,7 @@ impl Backend for Scalar {
         for (place, row) in self.step.rows().iter().zip(qkv.rows()) {
             let table = self.step.table(place);
             for (head, q) in row.chunks_exact(width).take(group * heads).enumerate() {
-                let tokens = 0..=place.position as usize;
+                let tokens = reach.first(place.position as usize)..=place.position as usize;
                 let score = |token| dot(q, &cached(table, token, Half::Keys, head / group)) / (width as f64).sqrt();
                 let scores: Vec<f64> = tokens.clone().map(score).collect();
                 let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);

@@ -44,6 +44,11 @@ impl Step {
         }
     }
 
+    /// What it may hold.
+    pub(super) fn limits(&self) -> StepLimits {
+        self.limits
+    }
+
     /// Takes a plan in. A plan that breaks a limit is the scheduler's mistake, and is refused before anything is computed.
     pub(super) fn begin(&mut self, plan: &Plan) -> Result<(), Error> {
         let StepLimits { rows, outputs, blocks } = self.limits;

@@ -49,7 +49,7 @@ pub(super) struct Driver {
     flights: VecDeque<Flight>,
     meters: Meters,
     // Emptied and filled again, for their memory.
-    commands: VecDeque<Command>,
+    commands: VecDeque<Command<Job>>,
     plan: Plan,
     notices: Vec<Notice>,
     sampled: Vec<Sampled>,
@@ -127,7 +127,7 @@ impl Driver {
         }
     }
 
-    fn apply(&mut self, command: Command) {
+    fn apply(&mut self, command: Command<Job>) {
         match command {
             Command::Submit(job) => self.submit(job),
             Command::Cancel(cancelled, why) => {
@@ -152,7 +152,7 @@ impl Driver {
             reader: Reader::new(Arc::clone(&self.vocabulary), job.stop),
         };
         let sequence = Sequence::new(id, job.tokens, job.max_tokens, job.sampling);
-        self.scheduler.submit(sequence.with_deadline(job.deadline));
+        self.scheduler.submit(sequence.with_deadline(job.deadline).in_scope(job.scope));
         self.jobs.insert(id, active);
         self.entering = None;
     }
@@ -237,10 +237,10 @@ impl Driver {
         let mut notices = std::mem::take(&mut self.notices);
         for notice in notices.drain(..) {
             match notice {
-                Notice::Started(id) => {
+                Notice::Started(id, cached_tokens) => {
                     let job = &self.jobs[&id];
-                    self.meters.took_in(&self.shared, job.input_tokens);
-                    (self.events)(Event::Started { key: job.key, cached_tokens: 0 });
+                    self.meters.took_in(&self.shared, job.input_tokens, cached_tokens);
+                    (self.events)(Event::Started { key: job.key, cached_tokens });
                 }
                 Notice::Ended(id, Ending::Stop) => self.done(id, Finish::Stop),
                 Notice::Ended(id, Ending::Length) => self.done(id, Finish::Length),
@@ -274,7 +274,7 @@ impl Driver {
 }
 
 /// What a panic said, where it said it in words.
-fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
+pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
     let literal = panic.downcast_ref::<&str>().copied();
     literal.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("a panic without a message")
 }

@@ -1,6 +1,7 @@
 //! What goes into the engine and what comes out.
 
 use crate::plan::TokenId;
+use crate::prefix::Scope;
 use crate::sampler::Sampling;
 use std::time::Instant;
 
@@ -23,6 +24,8 @@ pub struct Job {
     pub stop: Vec<String>,
     /// From then on it is not computed any more.
     pub deadline: Option<Instant>,
+    /// With whose jobs it may share what begins the same way.
+    pub scope: Scope,
 }
 
 /// Why a job is not taken.

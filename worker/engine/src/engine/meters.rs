@@ -1,7 +1,9 @@
 //! Where a step's numbers go: the process's metrics recorder, and the counters behind [`super::Engine::stats`].
 
 use super::Shared;
-use crate::metrics::{BATCH_SEQUENCES, BATCH_TOKENS, DIRECTION, KV_BLOCKS_USED, PREEMPTIONS, STEP_SECONDS, TOKENS};
+use crate::metrics::{
+    BATCH_SEQUENCES, BATCH_TOKENS, DIRECTION, KV_BLOCKS_USED, PREEMPTIONS, STEP_SECONDS, TOKENS, TOKENS_CACHED,
+};
 use crate::plan::Plan;
 use crate::scheduler::Scheduler;
 use ::metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
@@ -16,6 +18,7 @@ pub(super) struct Meters {
     kv_blocks_used: Gauge,
     preemptions: Counter,
     tokens_in: Counter,
+    tokens_cached: Counter,
     tokens_out: Counter,
 }
 
@@ -28,6 +31,7 @@ impl Meters {
             kv_blocks_used: gauge!(KV_BLOCKS_USED),
             preemptions: counter!(PREEMPTIONS),
             tokens_in: counter!(TOKENS, DIRECTION => "in"),
+            tokens_cached: counter!(TOKENS_CACHED),
             tokens_out: counter!(TOKENS, DIRECTION => "out"),
         }
     }
@@ -47,8 +51,9 @@ impl Meters {
         shared.progress.fetch_add(1, Ordering::Release);
     }
 
-    /// A job's prompt was taken up.
-    pub(super) fn took_in(&self, shared: &Shared, tokens: usize) {
+    /// A job's prompt was taken up, so much of it in the cache.
+    pub(super) fn took_in(&self, shared: &Shared, tokens: usize, cached: usize) {
+        self.tokens_cached.increment(cached as u64);
         self.tokens_in.increment(tokens as u64);
         shared.tokens_in.fetch_add(tokens as u64, Ordering::Relaxed);
     }

@@ -1,15 +1,26 @@
 //! What the engine asks of a model, and the models there are.
 
+mod affine;
+mod bert;
+mod clip;
 mod config;
-mod llama;
+mod decoder;
+mod direction;
+mod efficientnet;
+#[cfg(test)]
+mod families;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod tiny;
 mod weights;
+pub mod whisper;
 
-pub use config::ModelConfig;
-pub use llama::{Llama, Room};
+pub use bert::{Bert, BertConfig, Pooling};
+pub use clip::{Clip, ClipConfig, contrast};
+pub use config::{Local, ModelConfig, Pairs, Part};
+pub use decoder::{Decoder, Room};
+pub use efficientnet::EfficientNet;
 
 use crate::Error;
 use crate::plan::{Plan, Sampled};

@@ -1,6 +1,6 @@
 //! The real model: does it speak, and does it say the same in any company.
 
-use super::{Llama, Model, ModelConfig, Room};
+use super::{Decoder, Model, ModelConfig, Room};
 use crate::backend::StepLimits;
 use crate::backend::cpu::Cpu;
 use crate::backend::scalar::Scalar;
@@ -13,12 +13,12 @@ use crate::simd::Level;
 const BLOCKS: usize = 256;
 const STEP_TOKENS: usize = 256;
 
-fn model(level: Level, threads: usize) -> Llama<Cpu> {
+fn model(level: Level, threads: usize) -> Decoder<Cpu> {
     let gguf = Gguf::open(&fixture::smollm2()).expect("the fixture opens");
     let config = ModelConfig::from_gguf(&gguf).expect("the fixture is a llama");
     let limits = StepLimits { rows: STEP_TOKENS, outputs: 64, blocks: 64 * 64 };
     let room = Room { step_tokens: STEP_TOKENS, outputs: 64, blocks: BLOCKS };
-    Llama::load(&gguf, config, room, Cpu::new(level, threads, limits)).expect("the fixture loads")
+    Decoder::load(&gguf, config, room, Cpu::new(level, threads, limits)).expect("the fixture loads")
 }
 
 /// Words of the vocabulary to tokens, one by one.
@@ -97,7 +97,7 @@ impl Sequence {
 }
 
 /// Continues a sequence alone, its prompt cut into `chunk` tokens a step.
-fn alone(model: &mut Llama<Cpu>, sequence: &mut Sequence, chunk: usize, outputs: usize) {
+fn alone(model: &mut Decoder<Cpu>, sequence: &mut Sequence, chunk: usize, outputs: usize) {
     let wanted = sequence.tokens.len() + outputs;
     let (mut plan, mut sampled) = (Plan::default(), Vec::new());
     while sequence.tokens.len() < wanted {
@@ -109,7 +109,7 @@ fn alone(model: &mut Llama<Cpu>, sequence: &mut Sequence, chunk: usize, outputs:
     }
 }
 
-fn step(model: &mut Llama<Cpu>, plan: &Plan, sampled: &mut Vec<Sampled>) {
+fn step(model: &mut Decoder<Cpu>, plan: &Plan, sampled: &mut Vec<Sampled>) {
     sampled.clear();
     let ticket = model.forward(plan).expect("the plan fits");
     model.collect(ticket, sampled).expect("the ticket is the last");
@@ -171,7 +171,7 @@ fn a_sequence_says_the_same_alone_and_in_any_company() {
 }
 
 /// Logits of the last token of each of two prompts, in one plan cut as `chunks` says.
-fn last_logits(model: &mut Llama<Cpu>, prompt: &[TokenId], chunk: usize) -> Vec<f32> {
+fn last_logits(model: &mut Decoder<Cpu>, prompt: &[TokenId], chunk: usize) -> Vec<f32> {
     let mut sequence = Sequence::new(0, prompt.to_vec(), (0..8).map(BlockId).collect());
     let mut logits = Vec::new();
     let mut plan = Plan::default();
@@ -207,7 +207,7 @@ fn logits_are_the_oracle_s() {
     let config = ModelConfig::from_gguf(&gguf).expect("the fixture is a llama");
     let limits = StepLimits { rows: 16, outputs: 1, blocks: 8 };
     let room = Room { step_tokens: 16, outputs: 1, blocks: 8 };
-    let mut oracle = Llama::load(&gguf, config, room, Scalar::new(limits)).expect("the fixture loads");
+    let mut oracle = Decoder::load(&gguf, config, room, Scalar::new(limits)).expect("the fixture loads");
     let sequence = Sequence::new(0, question(), (0..8).map(BlockId).collect());
     let (mut plan, mut truth) = (Plan::default(), Vec::new());
     sequence.plan(&mut plan, 16);

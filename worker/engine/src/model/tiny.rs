@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Llama, Model, ModelConfig, Room};
+use super::{Decoder, Model, ModelConfig, Room};
 use crate::Error;
 use crate::backend::StepLimits;
 use crate::backend::cpu::Cpu;
@@ -65,10 +65,10 @@ fn file(family: &str, overrides: &[(&str, u32)]) -> Vec<u8> {
     file.bytes()
 }
 
-fn load(bytes: Vec<u8>) -> Result<Llama<Cpu>, Error> {
+fn load(bytes: Vec<u8>) -> Result<Decoder<Cpu>, Error> {
     let gguf = Gguf::parse(bytes)?;
     let config = ModelConfig::from_gguf(&gguf)?;
-    Llama::load(&gguf, config, ROOM, Cpu::new(Level::detect(), 1, LIMITS))
+    Decoder::load(&gguf, config, ROOM, Cpu::new(Level::detect(), 1, LIMITS))
 }
 
 fn plan(tokens: &[u32], computed: usize, block: u32) -> Plan {

@@ -3,7 +3,7 @@
 use super::draft::Draft;
 use super::{Ending, Notice, Scheduler};
 use crate::blocks::Blocks;
-use crate::plan::SequenceId;
+use crate::plan::{BLOCK_TOKENS, SequenceId};
 use crate::sequence::Phase;
 use std::time::Instant;
 
@@ -87,13 +87,27 @@ impl Scheduler {
     fn preempt_youngest(&mut self) -> SequenceId {
         let id = self.running.pop().expect("someone runs");
         let sequence = self.sequences.get_mut(&id).expect("it runs");
-        sequence.computed = 0;
-        let blocks = std::mem::take(&mut sequence.table);
+        let blocks = sequence.give_up();
         let last_step = sequence.last_step;
         self.release(blocks, last_step);
         self.waiting.push_front(id);
         self.preemptions += 1;
         id
+    }
+
+    /// Finds the blocks that a waiting sequence's first tokens are in already, but for the last token: its output is
+    /// still to come. Returns how many of them are not free.
+    fn find_prefix(&mut self, id: SequenceId) -> usize {
+        self.found.clear();
+        let sequence = self.sequences.get_mut(&id).expect("it waits");
+        let most = (sequence.length() - 1) / BLOCK_TOKENS;
+        for index in 0..most {
+            let Some(block) = sequence.content(index).and_then(|content| self.blocks.find(&content)) else {
+                break;
+            };
+            self.found.push(block);
+        }
+        self.found.iter().filter(|block| !self.blocks.is_free(**block)).count()
     }
 
     /// Gives what is left of the budget to those waiting, strictly in order: a small one never overtakes a large one,
@@ -103,23 +117,27 @@ impl Scheduler {
             let Some(&id) = self.waiting.front() else {
                 return;
             };
+            let held_by_others = self.find_prefix(id);
             let sequence = self.sequences.get_mut(&id).expect("it waits");
             let length = sequence.length();
             // A block of growth is left to each that runs: admitting into the last blocks would preempt at once.
-            let needed = Blocks::count_for(length);
-            let has_room = self.running.is_empty() || needed + self.running.len() <= self.blocks.free();
-            if sequence.rows_wanted() == 0 || !has_room {
+            let needed = Blocks::count_for(length) - held_by_others + self.running.len();
+            if sequence.rows_wanted() == 0 || needed > self.blocks.free() {
                 return;
             }
+            for block in self.found.drain(..) {
+                self.blocks.share(block);
+                sequence.table.push(block);
+            }
+            (sequence.noted, sequence.computed) = (sequence.table.len(), sequence.table.len() * BLOCK_TOKENS);
+            sequence.since = draft.flight.step;
             // All blocks of the tokens it has, so that chunks of a prompt never wait for each other half done.
-            if self.blocks.grow(&mut sequence.table, length).is_err() {
-                return;
-            }
+            self.blocks.grow(&mut sequence.table, length).expect("counted above");
             self.waiting.pop_front();
             self.running.push(id);
             if sequence.phase == Phase::Fresh {
                 sequence.start();
-                notices.push(Notice::Started(id));
+                notices.push(Notice::Started(id, sequence.computed));
             }
             draft.lay(sequence);
         }

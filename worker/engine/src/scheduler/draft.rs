@@ -27,7 +27,7 @@ impl<'a> Draft<'a> {
         let placeholder = self.lay_rows(sequence, start, end);
         sequence.computed = end;
         sequence.last_step = Some(self.flight.step);
-        self.flight.sequences.push(sequence.id);
+        self.flight.sequences.push((sequence.id, end));
         if end == sequence.length() {
             self.lay_output(sequence, placeholder);
         }

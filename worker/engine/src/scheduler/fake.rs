@@ -5,7 +5,7 @@
 use crate::Error;
 use crate::model::{Model, Shape, Ticket};
 use crate::plan::{BLOCK_TOKENS, BlockId, Plan, Sampled, SequenceId, Span, TokenId};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -56,11 +56,14 @@ impl Fake {
     fn check(&self, plan: &Plan) {
         assert!(plan.rows() <= self.shape.step_tokens, "more rows than the budget");
         assert_eq!(plan.positions.len(), plan.rows());
-        let mut owners = HashMap::new();
-        for (_, flight, _) in &self.flights {
-            own(&mut owners, flight);
+        let mut uses = HashMap::new();
+        self.flights.iter().map(|(_, flight, _)| flight).chain([plan]).for_each(|plan| note(&mut uses, plan));
+        for (block, used) in uses {
+            assert!(
+                used.writers.is_empty() || used.sequences.len() == 1,
+                "{block:?} is written to and shared: {used:?}"
+            );
         }
-        own(&mut owners, plan);
         let mut next_row = 0;
         for span in &plan.spans {
             assert_eq!(span.rows.start, next_row, "spans have no gaps");
@@ -162,12 +165,22 @@ impl Model for Fake {
     }
 }
 
-/// Notes whose blocks the plan names; panics when a block is two sequences'.
-fn own(owners: &mut HashMap<BlockId, SequenceId>, plan: &Plan) {
+/// Who has a block in the steps that are under way.
+#[derive(Debug, Default)]
+struct Use {
+    sequences: HashSet<SequenceId>,
+    writers: HashSet<SequenceId>,
+}
+
+/// Notes what a plan does with the blocks that it names.
+fn note(uses: &mut HashMap<BlockId, Use>, plan: &Plan) {
     for span in &plan.spans {
-        for block in &plan.blocks[span.blocks.clone()] {
-            let owner = *owners.entry(*block).or_insert(span.sequence);
-            assert_eq!(owner, span.sequence, "{block:?} has two owners");
+        for (index, block) in plan.blocks[span.blocks.clone()].iter().enumerate() {
+            let block = uses.entry(*block).or_default();
+            block.sequences.insert(span.sequence);
+            if (index + 1) * BLOCK_TOKENS > span.computed {
+                block.writers.insert(span.sequence);
+            }
         }
     }
 }

@@ -4,6 +4,7 @@
 use super::fake::{Dice, END, Fake, Fault, VOCABULARY, alone};
 use super::*;
 use crate::model::{Model, Shape, Ticket};
+use crate::prefix::Scope;
 use crate::sampler::Sampling;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ const STEPS_MAX: usize = 20_000;
 /// One sequence as the world outside sees it.
 struct Expected {
     prompt: Vec<TokenId>,
+    scope: Scope,
     max_tokens: usize,
     deadline: Option<Instant>,
     outputs: Vec<TokenId>,
@@ -43,6 +45,7 @@ struct World {
     flights: VecDeque<(StepId, Ticket)>,
     /// By id.
     all: Vec<Expected>,
+    cached: usize,
 }
 
 /// What happened, to see that the schedules meet what they are meant to meet.
@@ -50,6 +53,8 @@ struct World {
 struct Seen {
     preemptions: u64,
     by_end: HashMap<String, usize>,
+    /// Tokens found in the cache, at first admissions.
+    cached: usize,
 }
 
 impl World {
@@ -83,6 +88,7 @@ impl World {
             plan: Plan::default(),
             flights: VecDeque::new(),
             all: Vec::new(),
+            cached: 0,
         }
     }
 
@@ -96,8 +102,10 @@ impl World {
         let penalised = Sampling { repetition_penalty: 1.5, ..Sampling::greedy() };
         let sampling = if self.dice.once_in(2) { penalised } else { Sampling::greedy() };
         let wait = Duration::from_secs(self.dice.roll(0..60) as u64);
+        let scope = Scope::of(&[u8::from(self.dice.once_in(5))]);
         let expected = Expected {
-            prompt: self.dice.prompt(prompt_tokens),
+            prompt: self.prompt(prompt_tokens),
+            scope,
             max_tokens: length - prompt_tokens,
             deadline: self.dice.once_in(6).then(|| self.now + wait),
             outputs: Vec::new(),
@@ -105,19 +113,34 @@ impl World {
         };
         let id = SequenceId(self.all.len() as u64);
         let sequence = Sequence::new(id, expected.prompt.clone(), expected.max_tokens, sampling);
-        self.scheduler.submit(sequence.with_deadline(expected.deadline));
+        self.scheduler.submit(sequence.with_deadline(expected.deadline).in_scope(scope));
         self.all.push(expected);
+    }
+
+    /// Half of them begin as another did, as far as that one has come.
+    fn prompt(&mut self, length: usize) -> Vec<TokenId> {
+        let mut prompt = Vec::new();
+        if !self.all.is_empty() && self.dice.once_in(2) {
+            let other = &self.all[self.dice.roll(0..self.all.len())];
+            let tokens = other.prompt.iter().chain(&other.outputs).copied();
+            prompt.extend(tokens.take(self.dice.roll(0..length + 1).max(self.dice.roll(0..length + 1))));
+        }
+        prompt.extend(self.dice.prompt(length - prompt.len()));
+        prompt
     }
 
     fn cancel(&mut self) {
         let id = SequenceId(self.dice.roll(0..self.all.len()) as u64);
-        let held = self.scheduler.sequence(id).map_or(0, |sequence| sequence.table.len());
+        let table = self.scheduler.sequence(id).map_or(Vec::new(), |sequence| sequence.table.clone());
+        let sole = table.iter().filter(|block| self.scheduler.blocks.holders(**block) == 1).count();
         let (free, lingering) = (self.scheduler.blocks.free(), self.scheduler.lingering());
         let was_there = self.scheduler.cancel(id);
         assert_eq!(was_there, self.all[id.0 as usize].end.is_none());
-        let freed = self.scheduler.blocks.free() - free;
-        assert_eq!(freed + self.scheduler.lingering() - lingering, held);
-        assert!(freed == held || !self.flights.is_empty(), "blocks linger for a flight only");
+        let now = (self.scheduler.blocks.free() - free, self.scheduler.lingering() - lingering);
+        assert!(
+            now == (sole, 0) || now == (0, table.len()) && !self.flights.is_empty(),
+            "blocks linger for a flight only"
+        );
         if was_there {
             self.finish(id, End::Cancelled);
         }
@@ -199,8 +222,9 @@ impl World {
 
     fn take(&mut self, notices: &[Notice]) {
         for notice in notices {
-            if let Notice::Ended(id, ending) = *notice {
-                self.finish(id, End::Own(ending));
+            match *notice {
+                Notice::Started(_, cached) => self.cached += cached,
+                Notice::Ended(id, ending) => self.finish(id, End::Own(ending)),
             }
         }
     }
@@ -208,9 +232,17 @@ impl World {
     /// Every block is in one place.
     fn audit(&self) {
         let tables = self.scheduler.sequences.values().map(|sequence| sequence.table.len());
-        let held: usize = tables.sum();
+        let held = tables.sum::<usize>() + self.scheduler.lingering();
         let blocks = self.scheduler.blocks();
-        assert_eq!(blocks.free() + held + self.scheduler.lingering(), blocks.total(), "a block leaked");
+        let holders = (0..blocks.total() as u32).map(|block| blocks.holders(BlockId(block)));
+        assert_eq!(holders.clone().sum::<usize>(), held, "a block leaked");
+        assert_eq!(holders.filter(|holders| *holders == 0).count(), blocks.free());
+        let mut scopes = HashMap::new();
+        for (id, sequence) in &self.scheduler.sequences {
+            let scope = self.all[id.0 as usize].scope;
+            let others = sequence.table.iter().map(|block| *scopes.entry(*block).or_insert(scope));
+            assert!(others.into_iter().all(|other| other == scope), "a block is shared between scopes");
+        }
         let listed = self.scheduler.running() + self.scheduler.waiting();
         assert_eq!(listed, self.scheduler.sequences.len());
         assert!(self.scheduler.running() <= self.scheduler.limits.sequences_max);
@@ -253,6 +285,7 @@ impl World {
             }
         }
         seen.preemptions += self.scheduler.preemptions;
+        seen.cached += self.cached;
     }
 }
 
@@ -271,6 +304,7 @@ fn simulate(depth: usize) {
     }
     println!("depth {depth}: {seen:?}");
     assert_eq!(seen.by_end.len(), 5, "every way to end was met: {seen:?}");
+    assert!(seen.cached > SCHEDULES as usize, "prefixes are found: {seen:?}");
     assert!(seen.preemptions > SCHEDULES, "pools are small enough to matter: {seen:?}");
 }
 

@@ -1,5 +1,6 @@
 use super::*;
 use crate::plan::Placeholder;
+use crate::prefix::Scope;
 use crate::sampler::Sampling;
 use std::time::Duration;
 
@@ -115,8 +116,45 @@ fn the_youngest_gives_up_its_cache_and_none_is_admitted_in_its_place() {
         assert_eq!(bench.step(), [(1, at, 1)], "three blocks and one of growth are not free");
     }
     assert_eq!(bench.notices, [Notice::Ended(SequenceId(1), Ending::Length)]);
-    assert_eq!(bench.step(), [(2, 0, 33)], "it computes again what it had, outputs included");
-    assert_eq!(bench.plan.tokens[15..18], [2, 7, 7]);
+    assert_eq!(
+        bench.step(),
+        [(2, 16, 17)],
+        "its first block was kept, and it computes the rest again, outputs included"
+    );
+    assert_eq!(bench.plan.tokens[..2], [7, 7]);
+}
+
+#[test]
+fn one_that_begins_as_another_computes_the_rest() {
+    let mut bench = Bench::new(12, 64, 8);
+    let submit = |bench: &mut Bench, id, tokens: Vec<TokenId>| {
+        bench.scheduler.submit(Sequence::new(SequenceId(id), tokens, 3, Sampling::greedy()));
+    };
+    let begin = vec![1; 40];
+    submit(&mut bench, 1, begin.clone());
+    submit(&mut bench, 2, begin.clone());
+    assert_eq!(bench.step(), [(1, 0, 40), (2, 0, 24)], "nothing is shared before it is computed");
+    submit(&mut bench, 3, begin.clone());
+    submit(&mut bench, 4, [&begin[..20], &[9; 20]].concat());
+    assert_eq!(bench.step(), [(1, 40, 1), (2, 24, 16), (3, 32, 8), (4, 16, 24)]);
+    assert_eq!(bench.scheduler.blocks().free(), 3, "three blocks of one and two, one of three, two of four");
+    while !bench.scheduler.is_empty() {
+        bench.step();
+    }
+    assert_eq!(bench.scheduler.blocks().free(), 12);
+    submit(&mut bench, 5, begin[..32].to_vec());
+    assert_eq!(bench.step(), [(5, 16, 16)], "the last token is always computed: its output is to come");
+}
+
+#[test]
+fn nothing_is_shared_between_scopes() {
+    let mut bench = Bench::new(9, 64, 8);
+    for (id, scope) in [(1, "a"), (2, "b"), (3, "a")] {
+        let sequence = Sequence::new(SequenceId(id), vec![1; 20], 1, Sampling::greedy());
+        bench.scheduler.submit(sequence.in_scope(Scope::of(scope.as_bytes())));
+        let cached = if id == 3 { 16 } else { 0 };
+        assert_eq!(bench.step(), [(id, cached, 20 - cached)]);
+    }
 }
 
 #[test]
@@ -144,7 +182,7 @@ fn a_deadline_ends_those_waiting_and_those_running() {
     let step = bench.plan().unwrap();
     assert_eq!(bench.spans(), [(3, 0, 1)]);
     let late = [1, 2].map(|id| Notice::Ended(SequenceId(id), Ending::Deadline));
-    assert_eq!(bench.notices, [late[0], late[1], Notice::Started(SequenceId(3))]);
+    assert_eq!(bench.notices, [late[0], late[1], Notice::Started(SequenceId(3), 0)]);
     let plan = bench.plan.clone();
     bench.land(step, &plan, 7);
     assert!(bench.scheduler.is_empty());

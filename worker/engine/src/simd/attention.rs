@@ -27,7 +27,9 @@ pub struct Pages<'a> {
     pub offset: usize,
     /// The sequence's blocks, in order.
     pub table: &'a [BlockId],
-    /// Tokens to look at, from position 0.
+    /// The first token to look at.
+    pub first: usize,
+    /// Where the tokens to look at end.
     pub tokens: usize,
 }
 
@@ -45,8 +47,9 @@ pub fn attend(level: Level, q: &[f32], pages: &Pages<'_>, head_width: usize, out
     assert!(head_width.is_multiple_of(LANES) && head_width <= HEAD_WIDTH_MAX, "a head of whole groups of lanes");
     assert!(q.len() == out.len() && q.len().is_multiple_of(head_width), "whole heads in, whole heads out");
     let blocks = pages.tokens.div_ceil(BLOCK_TOKENS);
-    assert!(pages.tokens > 0 && blocks <= pages.table.len(), "a block for every token");
-    let table = &pages.table[..blocks];
+    assert!(pages.first < pages.tokens && blocks <= pages.table.len(), "a block for every token");
+    let unseen = pages.first / BLOCK_TOKENS;
+    let table = &pages.table[unseen..blocks];
     let end = pages.offset + page_len(head_width);
     assert!(table.iter().all(|block| block.0 as usize * pages.block_stride + end <= pages.arena.len()), "pages inside");
     let parts = q.chunks(GROUP * head_width).zip(out.chunks_mut(GROUP * head_width));
@@ -57,7 +60,8 @@ pub fn attend(level: Level, q: &[f32], pages: &Pages<'_>, head_width: usize, out
             arena: pages.arena[pages.offset..].as_ptr(),
             stride: pages.block_stride,
             table,
-            tokens: pages.tokens,
+            first: pages.first - unseen * BLOCK_TOKENS,
+            tokens: pages.tokens - unseen * BLOCK_TOKENS,
             width: head_width,
             scale: 1.0 / (head_width as f32).sqrt(),
         };
@@ -79,6 +83,8 @@ struct Attend<'a> {
     arena: *const u16,
     stride: usize,
     table: &'a [BlockId],
+    /// Tokens of the first page that are not looked at.
+    first: usize,
     tokens: usize,
     width: usize,
     scale: f32,
@@ -102,7 +108,13 @@ impl<const G: usize> Kernel for Heads<'_, G> {
             for (index, block) in work.table.iter().enumerate() {
                 let tokens = LANES.min(work.tokens - index * LANES);
                 let keys = work.arena.add(block.0 as usize * work.stride);
-                let scores = scores::<V, G>(&work, keys, tokens);
+                let skipped = if index == 0 { work.first } else { 0 };
+                let mut scores = scores::<V, G>(&work, keys, tokens);
+                if skipped > 0 {
+                    for score in &mut scores {
+                        *score = drop_first::<V>(*score, skipped, f32::NEG_INFINITY);
+                    }
+                }
                 let mut weights = [[0.0; LANES]; G];
                 let mut shrink = [1.0; G];
                 for g in 0..G {
@@ -114,6 +126,9 @@ impl<const G: usize> Kernel for Heads<'_, G> {
                     let mut p = V::exp(V::sub(scores[g], V::splat(new)));
                     if tokens < LANES {
                         p = V::keep_first(p, tokens, 0.0);
+                    }
+                    if skipped > 0 {
+                        p = drop_first::<V>(p, skipped, 0.0);
                     }
                     total[g] = V::fma(total[g], V::splat(shrink[g]), p);
                     weights[g] = V::to_array(p);
@@ -128,6 +143,17 @@ impl<const G: usize> Kernel for Heads<'_, G> {
                 }
             }
         }
+    }
+}
+
+/// `fill` in the first `count` lanes, then those of `x`.
+#[inline(always)]
+unsafe fn drop_first<V: Lanes>(x: V::F, count: usize, fill: f32) -> V::F {
+    // SAFETY: the array holds 16 numbers.
+    unsafe {
+        let mut all = V::to_array(x);
+        all[..count.min(LANES)].fill(fill);
+        V::load(all.as_ptr())
     }
 }
 

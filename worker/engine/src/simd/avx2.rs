@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::digits::Digits;
 use super::lanes::Lanes;
 use super::{Kernel, LANES};
 
@@ -55,6 +56,7 @@ impl Lanes for Ymm {
     both!(div(a, b) _mm256_div_ps);
     both!(max(a, b) _mm256_max_ps);
     both!(min(a, b) _mm256_min_ps);
+    both!(abs(x) size_of);
     both!(round(x) nearest);
     both!(scale(x, n) times_two_to);
 
@@ -113,9 +115,14 @@ impl Lanes for Ymm {
         unsafe { (brain(from), brain(from.add(8))) }
     }
     #[inline(always)]
-    unsafe fn load_i8(from: *const i8) -> Pair {
-        // SAFETY: see the head of this block.
-        unsafe { (bytes(from), bytes(from.add(8))) }
+    unsafe fn store_i8(to: *mut i8, x: Pair) {
+        // SAFETY: see the head of this block; the caller's pointer is valid for 16 numbers.
+        unsafe {
+            let quarters = _mm256_packs_epi32(_mm256_cvtps_epi32(x.0), _mm256_cvtps_epi32(x.1));
+            let ordered = _mm256_permute4x64_epi64::<0b11_01_10_00>(quarters);
+            let bytes = _mm_packs_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256::<1>(ordered));
+            _mm_storeu_si128(to.cast(), bytes);
+        }
     }
     #[inline(always)]
     unsafe fn load_u32(from: *const u32) -> Self::U {
@@ -123,17 +130,70 @@ impl Lanes for Ymm {
         unsafe { (_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(8).cast())) }
     }
     #[inline(always)]
-    unsafe fn low_nibble(x: Self::U) -> Pair {
+    unsafe fn nibble(x: Self::U, column: usize) -> Pair {
         // SAFETY: see the head of this block.
         unsafe {
-            let low = _mm256_set1_epi32(15);
-            (_mm256_cvtepi32_ps(_mm256_and_si256(x.0, low)), _mm256_cvtepi32_ps(_mm256_and_si256(x.1, low)))
+            let shift = _mm_cvtsi32_si128((column % 4 * 8 + column / 4 * 4) as i32);
+            let nibble = |x| _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srl_epi32(x, shift), _mm256_set1_epi32(15)));
+            (nibble(x.0), nibble(x.1))
         }
     }
     #[inline(always)]
-    unsafe fn drop_nibble(x: Self::U) -> Self::U {
+    unsafe fn byte(x: Self::U, column: usize) -> Pair {
         // SAFETY: see the head of this block.
-        unsafe { (_mm256_srli_epi32::<4>(x.0), _mm256_srli_epi32::<4>(x.1)) }
+        unsafe {
+            let shift = _mm_cvtsi32_si128((24 - 8 * column) as i32);
+            let byte = |x| _mm256_cvtepi32_ps(_mm256_srai_epi32::<24>(_mm256_sll_epi32(x, shift)));
+            (byte(x.0), byte(x.1))
+        }
+    }
+    #[inline(always)]
+    unsafe fn low_nibbles(x: Self::U) -> Self::U {
+        // SAFETY: see the head of this block.
+        unsafe { (_mm256_and_si256(x.0, _mm256_set1_epi8(15)), _mm256_and_si256(x.1, _mm256_set1_epi8(15))) }
+    }
+    #[inline(always)]
+    unsafe fn high_nibbles(x: Self::U) -> Self::U {
+        // SAFETY: see the head of this block.
+        unsafe { Self::low_nibbles((_mm256_srli_epi32::<4>(x.0), _mm256_srli_epi32::<4>(x.1))) }
+    }
+    #[inline(always)]
+    unsafe fn dot_nibbles<const T: usize>(w: [Self::U; 8], x: [&Digits; T], centre: i32) -> [Pair; T] {
+        // Two products of 15 * 127 are added in 16 bits; eight such sums fit there too.
+        // SAFETY: see the head of this block.
+        unsafe {
+            let mut sums = [(_mm256_setzero_si256(), _mm256_setzero_si256()); T];
+            for (word, w) in w.into_iter().enumerate() {
+                for t in 0..T {
+                    let x = four(x[t], 4 * word);
+                    sums[t].0 = _mm256_add_epi16(sums[t].0, _mm256_maddubs_epi16(w.0, x));
+                    sums[t].1 = _mm256_add_epi16(sums[t].1, _mm256_maddubs_epi16(w.1, x));
+                }
+            }
+            std::array::from_fn(|t| {
+                let less = _mm256_set1_epi32(-centre * (x[t].halves[0] + x[t].halves[1]));
+                let whole = |sum| _mm256_cvtepi32_ps(_mm256_add_epi32(pairs(sum), less));
+                (whole(sums[t].0), whole(sums[t].1))
+            })
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_bytes<const N: usize, const T: usize>(w: [Self::U; N], x: [&Digits; T], half: usize) -> [Pair; T] {
+        // The instruction takes unsigned weights: their signs go to the digits. Two products of 128 * 127 fit 16 bits.
+        // SAFETY: see the head of this block.
+        unsafe {
+            let mut sums = [(_mm256_setzero_si256(), _mm256_setzero_si256()); T];
+            for (word, w) in w.into_iter().enumerate() {
+                let size = (_mm256_abs_epi8(w.0), _mm256_abs_epi8(w.1));
+                for t in 0..T {
+                    let x = four(x[t], half * LANES + 4 * word);
+                    let product = |size, w| pairs(_mm256_maddubs_epi16(size, _mm256_sign_epi8(x, w)));
+                    sums[t].0 = _mm256_add_epi32(sums[t].0, product(size.0, w.0));
+                    sums[t].1 = _mm256_add_epi32(sums[t].1, product(size.1, w.1));
+                }
+            }
+            sums.map(|sum| (_mm256_cvtepi32_ps(sum.0), _mm256_cvtepi32_ps(sum.1)))
+        }
     }
     #[inline(always)]
     unsafe fn to_array(x: Pair) -> [f32; LANES] {
@@ -202,8 +262,22 @@ unsafe fn brain(from: *const u16) -> __m256 {
     }
 }
 
+/// Four digits in every lane.
 #[inline(always)]
-unsafe fn bytes(from: *const i8) -> __m256 {
-    // SAFETY: inlined into `run`, where the features are; the pointer is the caller's duty.
-    unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()))) }
+unsafe fn four(x: &Digits, first: usize) -> __m256i {
+    // SAFETY: inlined into `run`, where the features are; a block has 32 digits.
+    unsafe { _mm256_set1_epi32(x.digits.as_ptr().add(first).cast::<i32>().read_unaligned()) }
+}
+
+/// Sums of neighbours of 16 bits.
+#[inline(always)]
+unsafe fn pairs(x: __m256i) -> __m256i {
+    // SAFETY: inlined into `run`, where the features are.
+    unsafe { _mm256_madd_epi16(x, _mm256_set1_epi16(1)) }
+}
+
+#[inline(always)]
+unsafe fn size_of(x: __m256) -> __m256 {
+    // SAFETY: inlined into `run`, where the features are.
+    unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), x) }
 }

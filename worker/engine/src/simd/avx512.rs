@@ -2,10 +2,11 @@
 
 use std::arch::x86_64::*;
 
+use super::digits::Digits;
 use super::lanes::Lanes;
 use super::{Kernel, LANES};
 
-/// Evidence of AVX-512 F, BW, DQ and VL with FMA and F16C.
+/// Evidence of AVX-512 F, BW, DQ, VL and VNNI with FMA and F16C.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Avx512(());
 
@@ -15,6 +16,7 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vnni")
             && is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c");
@@ -24,7 +26,7 @@ impl Avx512 {
 
 /// # Safety
 /// The machine has the features; the kernel's own duties.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 pub(super) unsafe fn run<K: Kernel>(kernel: K) {
     // SAFETY: the kernel is inlined here, where the features are.
     unsafe { kernel.run::<Zmm>() }
@@ -86,9 +88,9 @@ impl Lanes for Zmm {
         }
     }
     #[inline(always)]
-    unsafe fn load_i8(from: *const i8) -> __m512 {
+    unsafe fn store_i8(to: *mut i8, x: __m512) {
         // SAFETY: see the head of this block.
-        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
+        unsafe { _mm_storeu_si128(to.cast(), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x))) }
     }
     #[inline(always)]
     unsafe fn load_u32(from: *const u32) -> __m512i {
@@ -96,19 +98,64 @@ impl Lanes for Zmm {
         unsafe { _mm512_loadu_si512(from.cast()) }
     }
     #[inline(always)]
-    unsafe fn low_nibble(x: __m512i) -> __m512 {
+    unsafe fn nibble(x: __m512i, column: usize) -> __m512 {
         // The permutation looks at the low four bits only: one instruction masks and converts.
         // SAFETY: see the head of this block.
         unsafe {
             let numbers =
                 _mm512_setr_ps(0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0);
-            _mm512_permutexvar_ps(x, numbers)
+            let shift = _mm_cvtsi32_si128((column % 4 * 8 + column / 4 * 4) as i32);
+            _mm512_permutexvar_ps(_mm512_srl_epi32(x, shift), numbers)
         }
     }
     #[inline(always)]
-    unsafe fn drop_nibble(x: __m512i) -> __m512i {
+    unsafe fn byte(x: __m512i, column: usize) -> __m512 {
         // SAFETY: see the head of this block.
-        unsafe { _mm512_srli_epi32::<4>(x) }
+        unsafe {
+            let top = _mm512_sll_epi32(x, _mm_cvtsi32_si128((24 - 8 * column) as i32));
+            _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(top))
+        }
+    }
+    #[inline(always)]
+    unsafe fn low_nibbles(x: __m512i) -> __m512i {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_and_si512(x, _mm512_set1_epi8(15)) }
+    }
+    #[inline(always)]
+    unsafe fn high_nibbles(x: __m512i) -> __m512i {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_and_si512(_mm512_srli_epi32::<4>(x), _mm512_set1_epi8(15)) }
+    }
+    #[inline(always)]
+    unsafe fn dot_nibbles<const T: usize>(w: [__m512i; 8], x: [&Digits; T], centre: i32) -> [__m512; T] {
+        // SAFETY: see the head of this block.
+        unsafe {
+            let mut sums = x.map(|x| _mm512_set1_epi32(-centre * (x.halves[0] + x.halves[1])));
+            for (word, w) in w.into_iter().enumerate() {
+                for t in 0..T {
+                    sums[t] = _mm512_dpbusd_epi32(sums[t], w, four(x[t], 4 * word));
+                }
+            }
+            sums.map(|sum| _mm512_cvtepi32_ps(sum))
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_bytes<const N: usize, const T: usize>(w: [__m512i; N], x: [&Digits; T], half: usize) -> [__m512; T] {
+        // The instruction takes unsigned weights: 128 is added to each, and its products taken off again.
+        // SAFETY: see the head of this block.
+        unsafe {
+            let mut sums = x.map(|x| {
+                let digits = if N == 8 { x.halves[0] + x.halves[1] } else { x.halves[half] };
+                _mm512_set1_epi32(-128 * digits)
+            });
+            for (word, w) in w.into_iter().enumerate() {
+                let w = _mm512_xor_si512(w, _mm512_set1_epi8(-128));
+                for t in 0..T {
+                    sums[t] = _mm512_dpbusd_epi32(sums[t], w, four(x[t], half * LANES + 4 * word));
+                }
+            }
+            sums.map(|sum| _mm512_cvtepi32_ps(sum))
+        }
     }
     #[inline(always)]
     unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
@@ -139,6 +186,11 @@ impl Lanes for Zmm {
     unsafe fn max(a: __m512, b: __m512) -> __m512 {
         // SAFETY: see the head of this block.
         unsafe { _mm512_max_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn abs(x: __m512) -> __m512 {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_abs_ps(x) }
     }
     #[inline(always)]
     unsafe fn min(a: __m512, b: __m512) -> __m512 {
@@ -188,4 +240,11 @@ impl Lanes for Zmm {
 #[inline(always)]
 fn first(count: usize) -> __mmask16 {
     ((1_u32 << count.min(LANES)) - 1) as __mmask16
+}
+
+/// Four digits in every lane.
+#[inline(always)]
+unsafe fn four(x: &Digits, first: usize) -> __m512i {
+    // SAFETY: inlined into `run`, where the features are; a block has 32 digits.
+    unsafe { _mm512_set1_epi32(x.digits.as_ptr().add(first).cast::<i32>().read_unaligned()) }
 }

@@ -3,6 +3,7 @@
 use half::f16;
 
 use super::LANES;
+use super::digits::Digits;
 
 /// Sixteen `f32` in the registers of one level.
 ///
@@ -27,11 +28,21 @@ pub(super) trait Lanes: Copy {
     unsafe fn load_f16(from: *const u16) -> Self::F;
     unsafe fn store_f16(to: *mut u16, x: Self::F);
     unsafe fn load_bf16(from: *const u16) -> Self::F;
-    unsafe fn load_i8(from: *const i8) -> Self::F;
+    /// Integral numbers of -128 to 127; others become the nearest of those.
+    unsafe fn store_i8(to: *mut i8, x: Self::F);
     unsafe fn load_u32(from: *const u32) -> Self::U;
-    /// The lowest four bits of each lane as a number.
-    unsafe fn low_nibble(x: Self::U) -> Self::F;
-    unsafe fn drop_nibble(x: Self::U) -> Self::U;
+    /// A word of eight nibbles in each lane: the lower nibbles of its bytes are columns 0 to 3, the upper 4 to 7.
+    unsafe fn nibble(x: Self::U, column: usize) -> Self::F;
+    /// A word of four signed bytes in each lane, a column each.
+    unsafe fn byte(x: Self::U, column: usize) -> Self::F;
+    /// The lower nibble of each byte, as bytes.
+    unsafe fn low_nibbles(x: Self::U) -> Self::U;
+    /// The upper nibble of each byte, as bytes.
+    unsafe fn high_nibbles(x: Self::U) -> Self::U;
+    /// Each lane's 32 unsigned nibbles, less `centre`, times the digits of each of `x`.
+    unsafe fn dot_nibbles<const T: usize>(w: [Self::U; 8], x: [&Digits; T], centre: i32) -> [Self::F; T];
+    /// Each lane's signed bytes times as many digits of each of `x`: of all 32 from `half` 0 on, or of one half.
+    unsafe fn dot_bytes<const N: usize, const T: usize>(w: [Self::U; N], x: [&Digits; T], half: usize) -> [Self::F; T];
     /// `a * b + c`, rounded once.
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
@@ -40,6 +51,7 @@ pub(super) trait Lanes: Copy {
     unsafe fn div(a: Self::F, b: Self::F) -> Self::F;
     /// The greater; `b` where `a` is not a number.
     unsafe fn max(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn abs(x: Self::F) -> Self::F;
     unsafe fn min(a: Self::F, b: Self::F) -> Self::F;
     /// To the nearest integer, ties to even.
     unsafe fn round(x: Self::F) -> Self::F;
@@ -127,6 +139,7 @@ impl Lanes for Portable {
     lanewise!(div(a, b) a / b);
     lanewise!(max(a, b) if a > b { a } else { b });
     lanewise!(min(a, b) if a < b { a } else { b });
+    lanewise!(abs(x) x.abs());
     lanewise!(round(x) x.round_ties_even());
     lanewise!(scale(x, n) x * f32::from_bits(((n as i32 + 127) as u32) << 23));
 
@@ -178,9 +191,9 @@ impl Lanes for Portable {
         std::array::from_fn(|i| f32::from_bits(u32::from(unsafe { *from.add(i) }) << 16))
     }
     #[inline(always)]
-    unsafe fn load_i8(from: *const i8) -> Self::F {
+    unsafe fn store_i8(to: *mut i8, x: Self::F) {
         // SAFETY: the caller's pointer is valid for 16 numbers.
-        std::array::from_fn(|i| f32::from(unsafe { *from.add(i) }))
+        unsafe { to.cast::<[i8; LANES]>().write_unaligned(x.map(|x| x as i8)) }
     }
     #[inline(always)]
     unsafe fn load_u32(from: *const u32) -> Self::U {
@@ -188,15 +201,41 @@ impl Lanes for Portable {
         unsafe { from.cast::<Self::U>().read_unaligned() }
     }
     #[inline(always)]
-    unsafe fn low_nibble(x: Self::U) -> Self::F {
-        x.map(|x| (x & 15) as f32)
+    unsafe fn nibble(x: Self::U, column: usize) -> Self::F {
+        x.map(|x| (x >> (column % 4 * 8 + column / 4 * 4) & 15) as f32)
     }
     #[inline(always)]
-    unsafe fn drop_nibble(x: Self::U) -> Self::U {
-        x.map(|x| x >> 4)
+    unsafe fn byte(x: Self::U, column: usize) -> Self::F {
+        x.map(|x| f32::from(x.to_le_bytes()[column].cast_signed()))
+    }
+    #[inline(always)]
+    unsafe fn low_nibbles(x: Self::U) -> Self::U {
+        x.map(|x| x & 0x0f0f_0f0f)
+    }
+    #[inline(always)]
+    unsafe fn high_nibbles(x: Self::U) -> Self::U {
+        x.map(|x| x >> 4 & 0x0f0f_0f0f)
+    }
+    #[inline(always)]
+    unsafe fn dot_nibbles<const T: usize>(w: [Self::U; 8], x: [&Digits; T], centre: i32) -> [Self::F; T] {
+        x.map(|x| std::array::from_fn(|lane| (dot(&w, x, 0, lane) - centre * (x.halves[0] + x.halves[1])) as f32))
+    }
+    #[inline(always)]
+    unsafe fn dot_bytes<const N: usize, const T: usize>(w: [Self::U; N], x: [&Digits; T], half: usize) -> [Self::F; T] {
+        x.map(|x| std::array::from_fn(|lane| dot(&w, x, half * LANES, lane) as f32))
     }
     #[inline(always)]
     unsafe fn to_array(x: Self::F) -> [f32; LANES] {
         x
     }
+}
+
+/// A lane's signed bytes times the digits from `first` on.
+#[inline(always)]
+fn dot(w: &[[u32; LANES]], x: &Digits, first: usize, lane: usize) -> i32 {
+    let products = |(word, digits): (&[u32; LANES], &[i8])| -> i32 {
+        let bytes = word[lane].to_le_bytes().map(|byte| i32::from(byte.cast_signed()));
+        bytes.iter().zip(digits).map(|(byte, digit)| byte * i32::from(*digit)).sum()
+    };
+    w.iter().zip(x.digits[first..].chunks_exact(4)).map(products).sum()
 }

@@ -5,18 +5,10 @@
 //! tile it fell into, on the level or on the number of threads.
 
 use super::lanes::Lanes;
-use super::panel::{BLOCK, Layout, Panels};
+use super::panel::{BLOCK, LAYOUTS, Layout, Panels};
+use super::tile::{Begin, Outputs, Tile, tile_width};
 use super::{Kernel, LANES, Level};
 use crate::pool::Strip;
-
-/// Where a product's sums begin.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Begin {
-    /// At zero: the output is overwritten.
-    Zero,
-    /// At what the output holds: the product is added to it.
-    Output,
-}
 
 /// Rows of tokens that share one unpacking of the weights; their inputs fit the second-level cache.
 const TOKEN_BLOCK: usize = 96;
@@ -67,7 +59,6 @@ pub fn multiply(
     let outputs = weights.rows().min(panels.end * LANES).saturating_sub(panels.start * LANES);
     assert!(panels.end <= weights.count(), "panels of the matrix");
     assert_eq!(input.x.len(), input.rows * columns, "inputs fill their rows");
-    assert!(out.rows() >= input.rows && out.columns() >= outputs, "outputs have room");
     if panels.is_empty() || input.rows == 0 {
         return;
     }
@@ -78,22 +69,22 @@ pub fn multiply(
         columns,
         weights: weights.bytes()[panels.start * weights.panel_bytes()..].as_ptr(),
         panel_bytes: weights.panel_bytes(),
-        outputs,
-        out: out.as_mut_ptr(),
-        stride: out.stride(),
-        begin,
+        outputs: Outputs::of(out, input.rows, outputs, begin),
         unpacked: scratch.weights[line..].as_mut_ptr(),
     };
     // SAFETY: the assertions above: `x` holds rows * columns, the panels' bytes follow `weights`, `out` has `outputs`
     // columns in `rows` rows of its own, scratch holds a token block and two panels of a column block.
     unsafe {
         match weights.layout() {
-            Layout::Nibbles => level.run(Of::<0>(product)),
-            Layout::CentredNibbles => level.run(Of::<1>(product)),
-            Layout::Bytes => level.run(Of::<2>(product)),
-            Layout::Halves => level.run(Of::<3>(product)),
-            Layout::Brains => level.run(Of::<4>(product)),
-            Layout::Singles => level.run(Of::<5>(product)),
+            Layout::Nibbles => level.run(Of::<{ Layout::Nibbles as usize }>(product)),
+            Layout::CentredNibbles => level.run(Of::<{ Layout::CentredNibbles as usize }>(product)),
+            Layout::Bytes => level.run(Of::<{ Layout::Bytes as usize }>(product)),
+            Layout::Halves => level.run(Of::<{ Layout::Halves as usize }>(product)),
+            Layout::Brains => level.run(Of::<{ Layout::Brains as usize }>(product)),
+            Layout::Singles => level.run(Of::<{ Layout::Singles as usize }>(product)),
+            Layout::WideNibbles => level.run(Of::<{ Layout::WideNibbles as usize }>(product)),
+            Layout::WideBytes => level.run(Of::<{ Layout::WideBytes as usize }>(product)),
+            Layout::SplitBytes => level.run(Of::<{ Layout::SplitBytes as usize }>(product)),
         }
     }
 }
@@ -106,19 +97,13 @@ struct Product {
     columns: usize,
     weights: *const u8,
     panel_bytes: usize,
-    outputs: usize,
-    out: *mut f32,
-    stride: usize,
-    begin: Begin,
+    outputs: Outputs,
     unpacked: *mut f32,
 }
 
-/// A product over weights of one layout.
+/// A product over weights of one of [`LAYOUTS`].
 #[derive(Clone, Copy)]
 struct Of<const LAYOUT: usize>(Product);
-
-const LAYOUTS: [Layout; 6] =
-    [Layout::Nibbles, Layout::CentredNibbles, Layout::Bytes, Layout::Halves, Layout::Brains, Layout::Singles];
 
 impl<const LAYOUT: usize> Kernel for Of<LAYOUT> {
     #[inline(always)]
@@ -156,7 +141,7 @@ impl<const LAYOUT: usize> Of<LAYOUT> {
 
     #[inline(always)]
     unsafe fn direct_tiles<V: Lanes, const T: usize, const P: usize>(self) {
-        let panels = self.0.outputs.div_ceil(LANES);
+        let panels = self.0.outputs.panels();
         let mut panel = 0;
         // SAFETY: every tile is inside.
         unsafe {
@@ -177,7 +162,7 @@ impl<const LAYOUT: usize> Of<LAYOUT> {
         let at = Tile { token: 0, tokens: product.rows, panel };
         // SAFETY: the product's pointers; the tile is inside.
         unsafe {
-            let mut sums = product.begin_sums::<V, T, P>(at, product.begin);
+            let mut sums = product.outputs.sums::<V, T, P>(at, product.outputs.begin);
             let x = product.tokens::<T>(at, 0);
             let weights = product.weights.add(panel * product.panel_bytes);
             for block in 0..product.columns / BLOCK {
@@ -205,7 +190,36 @@ impl<const LAYOUT: usize> Of<LAYOUT> {
                     }
                 }
             }
-            product.end_sums::<V, T, P>(at, sums);
+            self.direct_rest::<V, T, P>(weights, x, &mut sums);
+            product.outputs.store::<V, T, P>(at, sums);
+        }
+    }
+
+    /// The columns after the last whole block; only plain layouts have any.
+    #[inline(always)]
+    unsafe fn direct_rest<V: Lanes, const T: usize, const P: usize>(
+        self,
+        weights: *const u8,
+        x: [*const f32; T],
+        sums: &mut [[V::F; P]; T],
+    ) {
+        let (product, layout) = (self.0, LAYOUTS[LAYOUT]);
+        let first = product.columns / BLOCK * BLOCK;
+        if !layout.is_plain() || first == product.columns {
+            return;
+        }
+        for p in 0..P {
+            // SAFETY: the last block is packed whole; the inputs' columns are counted.
+            unsafe {
+                let block = weights.add(p * product.panel_bytes + first / BLOCK * layout.block_bytes());
+                let cursor = Cursor::<V, LAYOUT>::open(block);
+                for column in 0..product.columns - first {
+                    let w = cursor.column(column);
+                    for t in 0..T {
+                        sums[t][p] = V::fma(V::splat(*x[t].add(first + column)), w, sums[t][p]);
+                    }
+                }
+            }
         }
     }
 
@@ -220,7 +234,7 @@ impl<const LAYOUT: usize> Of<LAYOUT> {
     #[inline(always)]
     unsafe fn blocks<V: Lanes, const T: usize, const M: usize, const S: usize, const P: usize>(self) {
         let product = self.0;
-        let panels = product.outputs.div_ceil(LANES);
+        let panels = product.outputs.panels();
         for first in (0..product.rows).step_by(TOKEN_BLOCK) {
             let rows = TOKEN_BLOCK.min(product.rows - first);
             // SAFETY: the product's pointers; every block is inside its counts.
@@ -229,7 +243,7 @@ impl<const LAYOUT: usize> Of<LAYOUT> {
                     for column in (0..product.columns).step_by(COLUMN_BLOCK) {
                         let columns = COLUMN_BLOCK.min(product.columns - column);
                         self.unpack::<V, P>(panel..panels.min(panel + P), column, columns);
-                        let begin = if column == 0 { product.begin } else { Begin::Output };
+                        let begin = if column == 0 { product.outputs.begin } else { Begin::Output };
                         let strip = StripOf { first, rows, panel, column, columns, begin };
                         product.strip::<V, T, M, S, P>(strip);
                     }
@@ -244,8 +258,8 @@ impl<const LAYOUT: usize> Of<LAYOUT> {
         let product = self.0;
         let bytes = LAYOUTS[LAYOUT].block_bytes();
         for (p, panel) in panels.enumerate() {
-            for block in 0..columns / BLOCK {
-                // SAFETY: the product's pointers; `columns` is at most COLUMN_BLOCK and a multiple of BLOCK.
+            for block in 0..columns.div_ceil(BLOCK) {
+                // SAFETY: the product's pointers; `columns` is at most COLUMN_BLOCK, and the last block is packed whole.
                 unsafe {
                     let weights = product.weights.add(panel * product.panel_bytes);
                     let mut cursor = Cursor::<V, LAYOUT>::open(weights.add((column / BLOCK + block) * bytes));
@@ -262,15 +276,6 @@ impl<const LAYOUT: usize> Of<LAYOUT> {
     }
 }
 
-/// Where a tile's outputs lie.
-#[derive(Clone, Copy)]
-struct Tile {
-    token: usize,
-    /// Tokens that are there; a tile may be wider.
-    tokens: usize,
-    panel: usize,
-}
-
 /// One strip of unpacked weights against one block of tokens.
 #[derive(Clone, Copy)]
 struct StripOf {
@@ -280,18 +285,6 @@ struct StripOf {
     column: usize,
     columns: usize,
     begin: Begin,
-}
-
-/// The width of the tile that takes the first of `left` tokens: the widest, or the smallest that holds the rest.
-#[inline(always)]
-fn tile_width(left: usize, [wide, middle, small]: [usize; 3]) -> usize {
-    if left > middle {
-        wide
-    } else if left > small {
-        middle
-    } else {
-        small
-    }
 }
 
 impl Product {
@@ -314,10 +307,10 @@ impl Product {
     #[inline(always)]
     unsafe fn tile<V: Lanes, const T: usize, const P: usize>(&self, strip: StripOf, token: usize) -> usize {
         let at = Tile { token: strip.first + token, tokens: T.min(strip.rows - token), panel: strip.panel };
-        // SAFETY: scratch holds the strip's weights, the input the tile's tokens; outputs are checked by `begin_sums`
-        // and `end_sums`.
+        // SAFETY: scratch holds the strip's weights, the input the tile's tokens; outputs are checked by `sums` and
+        // `store`.
         unsafe {
-            let mut sums = self.begin_sums::<V, T, P>(at, strip.begin);
+            let mut sums = self.outputs.sums::<V, T, P>(at, strip.begin);
             let x = self.tokens::<T>(at, strip.column);
             for column in 0..strip.columns {
                 let mut w = [V::splat(0.0); P];
@@ -331,7 +324,7 @@ impl Product {
                     }
                 }
             }
-            self.end_sums::<V, T, P>(at, sums);
+            self.outputs.store::<V, T, P>(at, sums);
         }
         T
     }
@@ -341,55 +334,11 @@ impl Product {
     unsafe fn tokens<const T: usize>(&self, at: Tile, column: usize) -> [*const f32; T] {
         let mut x = [self.x; T];
         for (t, x) in x.iter_mut().enumerate() {
-            let token = at.token + t.min(at.tokens - 1);
+            let token = at.row(t);
             // SAFETY: the token and the column are inside of the input.
             *x = unsafe { self.x.add(token * self.columns + column) };
         }
         x
-    }
-
-    #[inline(always)]
-    unsafe fn begin_sums<V: Lanes, const T: usize, const P: usize>(&self, at: Tile, begin: Begin) -> [[V::F; P]; T] {
-        // SAFETY: only outputs that are there are read; the place of an absent panel is computed and not used.
-        unsafe {
-            let mut sums = [[V::splat(0.0); P]; T];
-            if begin == Begin::Output {
-                for t in 0..T.min(at.tokens) {
-                    for p in 0..P {
-                        let from = self.out.wrapping_add((at.token + t) * self.stride + (at.panel + p) * LANES);
-                        match self.lanes(at.panel + p) {
-                            0 => {}
-                            LANES => sums[t][p] = V::load(from),
-                            lanes => sums[t][p] = V::load_first(from, lanes),
-                        }
-                    }
-                }
-            }
-            sums
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn end_sums<V: Lanes, const T: usize, const P: usize>(&self, at: Tile, sums: [[V::F; P]; T]) {
-        for t in 0..T.min(at.tokens) {
-            for p in 0..P {
-                // SAFETY: only outputs that are there are written; the place of an absent panel is computed and not used.
-                unsafe {
-                    let to = self.out.wrapping_add((at.token + t) * self.stride + (at.panel + p) * LANES);
-                    match self.lanes(at.panel + p) {
-                        0 => {}
-                        LANES => V::store(to, sums[t][p]),
-                        lanes => V::store_first(to, sums[t][p], lanes),
-                    }
-                }
-            }
-        }
-    }
-
-    /// Output rows of a panel, without padding.
-    #[inline(always)]
-    fn lanes(&self, panel: usize) -> usize {
-        LANES.min(self.outputs.saturating_sub(panel * LANES))
     }
 }
 
@@ -399,6 +348,7 @@ struct Cursor<V: Lanes, const LAYOUT: usize> {
     block: *const u8,
     words: V::U,
     d: V::F,
+    /// What is added; in [`Layout::SplitBytes`] the second half's scale.
     m: V::F,
 }
 
@@ -417,6 +367,9 @@ impl<V: Lanes, const LAYOUT: usize> Cursor<V, LAYOUT> {
                     (d, V::mul(d, V::splat(-8.0)))
                 }
                 Layout::Bytes => (V::load_f16(block.cast()), V::splat(0.0)),
+                Layout::WideNibbles | Layout::WideBytes | Layout::SplitBytes => {
+                    (V::load(block.cast()), V::load(block.add(4 * LANES).cast()))
+                }
                 Layout::Halves | Layout::Brains | Layout::Singles => (V::splat(1.0), V::splat(0.0)),
             };
             Cursor { block: block.add(LAYOUTS[LAYOUT].scale_bytes()), words, d, m }
@@ -426,29 +379,38 @@ impl<V: Lanes, const LAYOUT: usize> Cursor<V, LAYOUT> {
     /// Turns to columns `8 * group ..`.
     #[inline(always)]
     unsafe fn group(&mut self, group: usize) {
-        if let Layout::Nibbles | Layout::CentredNibbles = LAYOUTS[LAYOUT] {
-            // SAFETY: a block has four groups.
-            self.words = unsafe { V::load_u32(self.block.cast::<u32>().add(group * LANES)) };
+        match LAYOUTS[LAYOUT] {
+            Layout::Nibbles | Layout::CentredNibbles | Layout::WideNibbles => {
+                // SAFETY: a block has four groups.
+                self.words = unsafe { V::load_u32(self.block.cast::<u32>().add(group * LANES)) };
+            }
+            Layout::SplitBytes if group == BLOCK / 16 => self.d = self.m,
+            _ => {}
         }
     }
 
-    /// The weights of a column; within a group every column is asked for once, in order.
+    /// The weights of a column of the group.
     #[inline(always)]
-    unsafe fn column(&mut self, column: usize) -> V::F {
+    unsafe fn column(&self, column: usize) -> V::F {
         // SAFETY: `column` is inside the block.
         unsafe {
             let at = column * LANES;
             match LAYOUTS[LAYOUT] {
-                Layout::Nibbles | Layout::CentredNibbles => {
-                    let q = V::low_nibble(self.words);
-                    self.words = V::drop_nibble(self.words);
-                    V::fma(q, self.d, self.m)
+                Layout::Nibbles | Layout::CentredNibbles | Layout::WideNibbles => {
+                    V::fma(V::nibble(self.words, column % 8), self.d, self.m)
                 }
-                Layout::Bytes => V::mul(V::load_i8(self.block.cast::<i8>().add(at)), self.d),
+                Layout::Bytes | Layout::SplitBytes => V::mul(self.byte(column), self.d),
+                Layout::WideBytes => V::fma(self.byte(column), self.d, self.m),
                 Layout::Halves => V::load_f16(self.block.cast::<u16>().add(at)),
                 Layout::Brains => V::load_bf16(self.block.cast::<u16>().add(at)),
                 Layout::Singles => V::load(self.block.cast::<f32>().add(at)),
             }
         }
+    }
+
+    #[inline(always)]
+    unsafe fn byte(&self, column: usize) -> V::F {
+        // SAFETY: `column` is inside the block.
+        unsafe { V::byte(V::load_u32(self.block.cast::<u32>().add(column / 4 * LANES)), column % 4) }
     }
 }

@@ -8,16 +8,22 @@
 #![allow(unsafe_code)] // reason: instruction sets and raw tiles; callers see only checked functions
 #![allow(clippy::needless_range_loop)] // reason: counted loops over arrays of registers are what unrolls
 
+pub mod affine;
 pub mod arena;
+pub mod attend;
 pub mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub mod digits;
+pub mod integer;
 mod lanes;
 pub mod linear;
 pub mod panel;
 pub mod rows;
+pub mod tile;
+pub mod window;
 
 use lanes::{Lanes, Portable};
 

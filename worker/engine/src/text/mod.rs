@@ -5,14 +5,17 @@
 
 mod bpe;
 mod detokenizer;
+mod encoder;
 mod guard;
 mod letters;
 mod python;
 mod split;
+mod spm;
 mod template;
 mod tokenizer;
 
 pub use detokenizer::Detokenizer;
+pub use encoder::{Encoded, Excess, TEXT_BYTES_MAX, TextEncoder};
 pub(crate) use letters::letter;
 pub use template::Template;
 pub use tokenizer::{Special, Tokenizer};

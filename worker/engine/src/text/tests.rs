@@ -182,6 +182,57 @@ fn broken_vocabularies_are_refused() {
     }
 }
 
+/// A vocabulary with scores: bytes from 4 on.
+fn scored(prefix: Option<bool>) -> Tokenizer {
+    let mut file = GgufBuilder::new();
+    let mut tokens: Vec<String> = ["<unk>", "<s>", "</s>", "tag"].map(str::to_owned).to_vec();
+    tokens.extend((0..=255).map(|byte| format!("<0x{byte:02X}>")));
+    tokens.extend(["\u{2581}", "a", "b", "ab", "aa", "\u{2581}a", "<s", "é"].map(str::to_owned));
+    let mut types = vec![2, 3, 3, 4];
+    types.extend([6; 256]);
+    types.extend([1; 8]);
+    let mut scores = vec![0.0_f32; 260];
+    scores.extend([-9.0, -9.0, -9.0, -1.0, -2.0, -2.0, -3.0, -9.0]);
+    let body: Vec<u8> = scores.iter().flat_map(|score| score.to_le_bytes()).collect();
+    let array = [&6_u32.to_le_bytes()[..], &(scores.len() as u64).to_le_bytes(), &body].concat();
+    file.str("tokenizer.ggml.model", "llama")
+        .strings("tokenizer.ggml.tokens", &tokens)
+        .i32s("tokenizer.ggml.token_type", &types)
+        .raw("tokenizer.ggml.scores", 9, &array)
+        .u32("tokenizer.ggml.bos_token_id", 1)
+        .u32("tokenizer.ggml.eos_token_id", 2);
+    if let Some(prefix) = prefix {
+        file.bool("tokenizer.ggml.add_space_prefix", prefix);
+    }
+    Tokenizer::from_gguf(&Gguf::parse(file.bytes()).unwrap()).unwrap()
+}
+
+#[test]
+fn the_best_score_merges_first_and_the_rest_is_bytes() {
+    let tokenizer = scored(Some(false));
+    let encode = |text: &str| tokenizer.encode(text, Special::Plain).unwrap();
+    // Equal scores: the left pair first. A better score takes a character from a worse one.
+    assert_eq!(encode("aaa"), [264, 261]);
+    assert_eq!(encode("aab"), [261, 263]);
+    assert_eq!(encode(" aa"), [265, 261]);
+    assert_eq!(encode("é\n\u{20ac}"), [267, 4 + 10, 4 + 0xe2, 4 + 0x82, 4 + 0xac]);
+    assert_eq!(encode("a tag"), [261, 260, 3]);
+    // A control token is never made of text, although it would be one merge away.
+    assert_eq!(encode("<s>"), [266, 4 + 62]);
+    assert_eq!(tokenizer.encode("<s>a", Special::Parse).unwrap(), [1, 261]);
+    assert_eq!(complete_tokens(&tokenizer, "ab").unwrap(), [1, 263]);
+    assert_eq!(shown(&tokenizer, &encode(" a\u{20ac}")), " a\u{20ac}".as_bytes());
+}
+
+#[test]
+fn a_space_stands_before_a_text_where_the_vocabulary_wants_it() {
+    let tokenizer = scored(None);
+    assert_eq!(tokenizer.encode("ab", Special::Plain).unwrap(), [260, 263]);
+    assert_eq!(tokenizer.encode("", Special::Plain).unwrap(), [0; 0]);
+    // After a token that is found whole the text begins anew.
+    assert_eq!(tokenizer.encode("atagb<s>a", Special::Parse).unwrap(), [265, 3, 260, 262, 1, 265]);
+}
+
 #[test]
 fn control_tokens_have_bounds() {
     let load = |count: usize, length: usize| {

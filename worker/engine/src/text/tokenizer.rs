@@ -4,10 +4,11 @@ use std::collections::{HashMap, HashSet};
 
 use regex::Regex;
 
-use super::bpe::{Bpe, Scratch, Whole};
+use super::bpe::{self, Bpe, Whole};
 use super::guard::{Guard, any_of};
 use super::letters;
 use super::split::Splitter;
+use super::spm::{self, Spm};
 use crate::Error;
 use crate::gguf::Gguf;
 use crate::plan::TokenId;
@@ -41,11 +42,10 @@ pub enum Special {
     Plain,
 }
 
-/// A byte-level vocabulary with its merges.
+/// A vocabulary, and how it spells text.
 #[derive(Debug)]
 pub struct Tokenizer {
-    splitter: Splitter,
-    bpe: Bpe,
+    spelling: Spelling,
     /// (vocabulary) bytes that each token shows, end to end; token `t` has `bounds[t]..bounds[t + 1]`.
     shown: Vec<u8>,
     bounds: Vec<usize>,
@@ -65,6 +65,22 @@ pub struct Tokenizer {
 enum Begin {
     Bare,
     Bos,
+}
+
+/// How text becomes tokens.
+#[derive(Debug)]
+enum Spelling {
+    /// Cut into pieces, whose bytes merge by rank.
+    Bytes { splitter: Splitter, bpe: Bpe },
+    /// Whole, its characters merging by score.
+    Scores { spm: Spm, edge: Edge },
+}
+
+/// Whether a text gets a space before it, where it begins or follows a control token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Edge {
+    Bare,
+    Spaced,
 }
 
 /// Tokens that are looked for in a text before it is cut into pieces.
@@ -100,24 +116,21 @@ impl Tokenizer {
     /// Reads the vocabulary of a model file.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for other kinds than byte-level BPE, else as the file is at fault.
+    /// [`Error::Unsupported`] for other kinds than byte-level BPE and sentencepiece's with scores, else as the file is
+    /// at fault.
     pub fn from_gguf(gguf: &Gguf) -> Result<Tokenizer, Error> {
-        let model = gguf.str("tokenizer.ggml.model")?;
-        if model != "gpt2" {
-            return Err(Error::Unsupported(format!("tokenizer model `{model}`")));
-        }
-        let scheme = optional(gguf, "tokenizer.ggml.pre", Gguf::str)?.unwrap_or("default");
-        let splitter = Splitter::by_name(scheme)?;
-        let llama3 = matches!(scheme, "llama-bpe" | "llama3" | "llama-v3");
         let tokens = gguf.strings("tokenizer.ggml.tokens")?;
         let types = types(gguf, tokens.len())?;
-        let mut ids = HashMap::with_capacity(tokens.len());
-        for (id, text) in (0..).zip(&tokens) {
-            ids.entry(*text).or_insert(id);
-        }
-        let (shown, bounds) = shown(&tokens, &types);
-        let whole = if llama3 { Whole::Taken(by_bytes(&shown, &bounds)) } else { Whole::Merged };
-        let bpe = Bpe::new(&ids, &gguf.strings("tokenizer.ggml.merges")?, whole)?;
+        let (alphabet, begins) = match gguf.str("tokenizer.ggml.model")? {
+            "gpt2" => (Alphabet::Bytes, Begin::Bare),
+            "llama" => (Alphabet::Characters, Begin::Bos),
+            other => return Err(Error::Unsupported(format!("tokenizer model `{other:.64}`"))),
+        };
+        let (shown, bounds) = shown(alphabet, &tokens, &types);
+        let (spelling, begins) = match alphabet {
+            Alphabet::Bytes => merges(gguf, &tokens, (&shown, &bounds))?,
+            Alphabet::Characters => (scores(gguf, &tokens, &types)?, begins),
+        };
         let bos = named(gguf, "tokenizer.ggml.bos_token_id", tokens.len())?;
         let eos = named(gguf, "tokenizer.ggml.eos_token_id", tokens.len())?;
         let ends = ends(gguf, &tokens, &types)?;
@@ -133,14 +146,13 @@ impl Tokenizer {
         }
         let begin = match optional(gguf, "tokenizer.ggml.add_bos_token", Gguf::bool)? {
             Some(true) => Begin::Bos,
-            None if llama3 => Begin::Bos,
-            _ => Begin::Bare,
+            Some(false) => Begin::Bare,
+            None => begins,
         };
         let guarded: Vec<&str> = controls.iter().map(|(text, _)| *text).collect();
         check_controls(&guarded)?;
         Ok(Tokenizer {
-            splitter,
-            bpe,
+            spelling,
             shown,
             bounds,
             plain: Markers::new(&users)?,
@@ -158,36 +170,28 @@ impl Tokenizer {
     /// # Errors
     /// None today; vocabularies that cannot spell every text will need it.
     pub fn encode(&self, text: &str, special: Special) -> Result<Vec<TokenId>, Error> {
-        let mut out = Vec::with_capacity(text.len() / 3);
-        let mut scratch = Scratch::default();
+        let mut writer = Writer::new(self, text);
         self.markers(special).cut(text, |part| match part {
-            Part::Token(token) => out.push(token),
-            Part::Text(text) => self.encode_plain(text, &mut scratch, &mut out),
+            Part::Token(token) => writer.token(token),
+            Part::Text(text) => writer.text(text),
         });
-        Ok(out)
+        Ok(writer.out)
     }
 
     /// The tokens of a rendered text in which `mark` parts what must not be read as control tokens.
     pub(super) fn encode_marked(&self, text: &str, mark: char) -> Vec<TokenId> {
-        let mut out = Vec::with_capacity(text.len() / 3);
-        let mut scratch = Scratch::default();
+        let mut writer = Writer::new(self, text);
         self.parsed.cut(text, |part| match part {
-            Part::Token(token) => out.push(token),
+            Part::Token(token) => writer.token(token),
             Part::Text(marked) => {
                 let text = marked.replace(mark, "");
                 self.plain.cut(&text, |part| match part {
-                    Part::Token(token) => out.push(token),
-                    Part::Text(text) => self.encode_plain(text, &mut scratch, &mut out),
+                    Part::Token(token) => writer.token(token),
+                    Part::Text(text) => writer.text(text),
                 });
             }
         });
-        out
-    }
-
-    fn encode_plain(&self, text: &str, scratch: &mut Scratch, out: &mut Vec<TokenId>) {
-        for piece in self.splitter.pieces(text) {
-            self.bpe.encode(piece, scratch, out);
-        }
+        writer.out
     }
 
     fn markers(&self, special: Special) -> &Markers {
@@ -245,6 +249,60 @@ impl Tokenizer {
     }
 }
 
+/// The tokens of a text, part by part.
+struct Writer<'t> {
+    spelling: &'t Spelling,
+    /// What the next text gets before it.
+    edge: Edge,
+    bpe: bpe::Scratch,
+    spm: spm::Scratch,
+    out: Vec<TokenId>,
+}
+
+impl<'t> Writer<'t> {
+    fn new(tokenizer: &'t Tokenizer, text: &str) -> Writer<'t> {
+        let mut writer = Writer {
+            spelling: &tokenizer.spelling,
+            edge: Edge::Bare,
+            bpe: bpe::Scratch::default(),
+            spm: spm::Scratch::default(),
+            out: Vec::with_capacity(text.len() / 3),
+        };
+        writer.turn();
+        writer
+    }
+
+    /// The next text stands at an edge.
+    fn turn(&mut self) {
+        if let Spelling::Scores { edge, .. } = self.spelling {
+            self.edge = *edge;
+        }
+    }
+
+    fn token(&mut self, token: TokenId) {
+        self.out.push(token);
+        self.turn();
+    }
+
+    fn text(&mut self, text: &str) {
+        if text.is_empty() {
+            return;
+        }
+        match self.spelling {
+            Spelling::Bytes { splitter, bpe } => {
+                for piece in splitter.pieces(text) {
+                    bpe.encode(piece, &mut self.bpe, &mut self.out);
+                }
+            }
+            Spelling::Scores { spm, .. } => {
+                let before = if self.edge == Edge::Spaced { " " } else { "" };
+                spm.encode(before, text, &mut self.spm, &mut self.out);
+            }
+        }
+        self.edge = Edge::Bare;
+    }
+}
+
 /// A stretch of text between markers, or a marker's token.
 enum Part<'t> {
     Text(&'t str),
@@ -297,8 +355,51 @@ fn check_controls(texts: &[&str]) -> Result<(), Error> {
     Ok(())
 }
 
+/// What the texts of ordinary tokens are written in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Alphabet {
+    /// A letter for each byte.
+    Bytes,
+    /// Themselves, with a mark for the space.
+    Characters,
+}
+
+/// The spelling of a byte-level vocabulary, and whether its prompts begin with a token where the file leaves it open.
+fn merges(gguf: &Gguf, tokens: &[&str], shown: (&[u8], &[usize])) -> Result<(Spelling, Begin), Error> {
+    let scheme = optional(gguf, "tokenizer.ggml.pre", Gguf::str)?.unwrap_or("default");
+    let splitter = Splitter::by_name(scheme)?;
+    let llama3 = matches!(scheme, "llama-bpe" | "llama3" | "llama-v3");
+    let mut ids = HashMap::with_capacity(tokens.len());
+    for (id, text) in (0..).zip(tokens) {
+        ids.entry(*text).or_insert(id);
+    }
+    let whole = if llama3 { Whole::Taken(by_bytes(shown.0, shown.1)) } else { Whole::Merged };
+    let bpe = Bpe::new(&ids, &gguf.strings("tokenizer.ggml.merges")?, whole)?;
+    Ok((Spelling::Bytes { splitter, bpe }, if llama3 { Begin::Bos } else { Begin::Bare }))
+}
+
+/// The spelling of a vocabulary with scores.
+fn scores(gguf: &Gguf, tokens: &[&str], types: &[Type]) -> Result<Spelling, Error> {
+    let scores = gguf.f32s("tokenizer.ggml.scores")?;
+    if scores.len() != tokens.len() {
+        return Err(Error::Tokenizer(format!("{} scores for {} tokens", scores.len(), tokens.len())));
+    }
+    let unknown = named(gguf, "tokenizer.ggml.unknown_token_id", tokens.len())?;
+    let mut spm = Spm::new(unknown);
+    for (id, ((text, kind), score)) in (0..).zip(tokens.iter().zip(types).zip(scores)) {
+        match kind {
+            Type::Normal | Type::UserDefined => spm.add(text, id, score),
+            Type::Byte => byte_token(text).into_iter().for_each(|byte| spm.add_byte(byte, id)),
+            // Never made of text: a user could write it.
+            Type::Control => {}
+        }
+    }
+    let spaced = optional(gguf, "tokenizer.ggml.add_space_prefix", Gguf::bool)?.unwrap_or(true);
+    Ok(Spelling::Scores { spm, edge: if spaced { Edge::Spaced } else { Edge::Bare } })
+}
+
 /// The bytes of all tokens end to end, and where each begins and ends.
-fn shown(tokens: &[&str], types: &[Type]) -> (Vec<u8>, Vec<usize>) {
+fn shown(alphabet: Alphabet, tokens: &[&str], types: &[Type]) -> (Vec<u8>, Vec<usize>) {
     let mut bytes = Vec::new();
     let mut bounds = vec![0];
     for (text, kind) in tokens.iter().zip(types) {
@@ -307,6 +408,9 @@ fn shown(tokens: &[&str], types: &[Type]) -> (Vec<u8>, Vec<usize>) {
             Type::Control => {}
             Type::UserDefined => bytes.extend_from_slice(text.as_bytes()),
             Type::Byte => bytes.extend(byte_token(text)),
+            Type::Normal if alphabet == Alphabet::Characters => {
+                bytes.extend_from_slice(text.replace(spm::SPACE, " ").as_bytes());
+            }
             Type::Normal => {
                 bytes.extend(text.chars().map_while(letters::byte));
                 if bytes.len() - start != text.chars().count() {
@@ -342,9 +446,12 @@ fn ends(gguf: &Gguf, tokens: &[&str], types: &[Type]) -> Result<HashSet<TokenId>
     for key in ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"] {
         ends.extend(named(gguf, key, tokens.len())?);
     }
-    let known = (0..)
-        .zip(tokens.iter().zip(types))
-        .filter(|(_, (text, kind))| **kind != Type::Normal && END_TEXTS.contains(text));
+    let known = (0..).zip(tokens.iter().zip(types)).filter(|(_, (text, kind))| match kind {
+        Type::Control => END_TEXTS.contains(text),
+        // As a tag of HTML it ends nothing.
+        Type::UserDefined => END_TEXTS.contains(text) && **text != "</s>",
+        Type::Normal | Type::Byte => false,
+    });
     ends.extend(known.map(|(id, _)| id));
     Ok(ends)
 }

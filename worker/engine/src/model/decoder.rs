@@ -1,9 +1,9 @@
-//! Llama and its likes, written once over any backend.
+//! Decoders, written once over any backend: what a family has and lacks is data of [`ModelConfig`].
 
-use super::weights::{Loader, numbers};
-use super::{Model, ModelConfig, Shape, Ticket};
+use super::weights::{Loader, Order, numbers};
+use super::{Model, ModelConfig, Part, Shape, Ticket};
 use crate::Error;
-use crate::backend::{Backend, Epilogue, KvShape};
+use crate::backend::{Backend, Epilogue, HeadNorms, KvShape, Reach, Turn};
 use crate::gguf::Gguf;
 use crate::plan::{BLOCK_TOKENS, Plan, Sampled};
 use std::sync::Arc;
@@ -21,7 +21,7 @@ pub struct Room {
 }
 
 /// A decoder on a backend.
-pub struct Llama<B: Backend> {
+pub struct Decoder<B: Backend> {
     config: ModelConfig,
     room: Room,
     backend: B,
@@ -38,21 +38,32 @@ struct Weights<B: Backend> {
     norm: B::Buf,
     /// (vocabulary, width); `None` where the embedding serves.
     unembedding: Option<B::Weight>,
-    /// (positions, pairs * (cosine, sine))
-    rope: B::Buf,
+    /// (positions, pairs * (cosine, sine)): of most layers, and of the local ones
+    ropes: Vec<B::Buf>,
 }
 
 struct Layer<B: Backend> {
+    reach: Reach,
+    /// Which table of rotations.
+    rope: usize,
     attention_norm: B::Buf,
     /// (queries | keys | values, width)
     qkv: B::Weight,
-    /// (width, heads * head_width)
-    attention_out: B::Weight,
+    qkv_bias: Option<B::Buf>,
+    /// Of queries and of keys, a head wide.
+    head_norms: Option<(B::Buf, B::Buf)>,
+    attention: Branch<B>,
     feed_norm: B::Buf,
     /// (gates | ups, width)
     gate_up: B::Weight,
-    /// (width, inner)
-    down: B::Weight,
+    feed: Branch<B>,
+}
+
+/// How attention or feed-forward come back to the residual stream.
+struct Branch<B: Backend> {
+    /// (width, inputs)
+    out: B::Weight,
+    norm: Option<B::Buf>,
 }
 
 /// What a step writes to; nothing else is allocated.
@@ -77,35 +88,38 @@ struct Scratch<B: Backend> {
     logits: B::Buf,
 }
 
-impl<B: Backend> Llama<B> {
+impl<B: Backend> Decoder<B> {
     /// Packs the file's weights, each checked by name and shape, and makes room for steps.
-    pub fn load(gguf: &Gguf, config: ModelConfig, room: Room, mut backend: B) -> Result<Llama<B>, Error> {
+    pub fn load(gguf: &Gguf, config: ModelConfig, room: Room, mut backend: B) -> Result<Decoder<B>, Error> {
         let mut loader = Loader { gguf, backend: &mut backend };
         let weights = Weights::load(&mut loader, &config, room)?;
         let scratch = Scratch::new(&backend, &config, room)?;
         let (layers, heads, width) = (config.layers, config.kv_heads, config.head_width);
         let kv = backend.kv(KvShape { layers, blocks: room.blocks, heads, width })?;
-        Ok(Llama { config, room, backend, weights, scratch, kv, progress: Arc::default() })
+        Ok(Decoder { config, room, backend, weights, scratch, kv, progress: Arc::default() })
     }
 
     /// Computes the logits of the plan's outputs: (outputs, vocabulary), in scratch.
     fn compute(&mut self, plan: &Plan) -> Result<(), Error> {
         self.check(plan)?;
-        let Llama { config, backend, weights, scratch: s, kv, progress, .. } = self;
+        let Decoder { config, backend, weights, scratch: s, kv, progress, .. } = self;
         backend.step_begin(plan)?;
         backend.gather_rows(&weights.embedding, &mut s.x);
+        if config.embedding_scale != 1.0 {
+            backend.scale(config.embedding_scale, &mut s.x);
+        }
         for (index, layer) in weights.layers.iter().enumerate() {
             backend.norm(&s.x, &layer.attention_norm, config.epsilon, &mut s.normed);
             backend.linear(&s.normed, &layer.qkv, Epilogue::Store, &mut s.qkv);
-            backend.rope_qk_write(&mut s.qkv, &weights.rope, kv, index);
-            backend.attention(&s.qkv, kv, index, &mut s.attended);
-            backend.linear(&s.attended, &layer.attention_out, Epilogue::Add, &mut s.x);
+            backend.rope_qk_write(&mut s.qkv, &layer.turn(&weights.ropes, config.epsilon), kv, index);
+            backend.attention(&s.qkv, kv, (index, layer.reach), &mut s.attended);
+            layer.attention.join(backend, &s.attended, config.epsilon, (&mut s.normed, &mut s.x));
             progress.fetch_add(1, Ordering::Relaxed);
 
             backend.norm(&s.x, &layer.feed_norm, config.epsilon, &mut s.normed);
             backend.linear(&s.normed, &layer.gate_up, Epilogue::Store, &mut s.gate_up);
-            backend.glu(&s.gate_up, &mut s.inner);
-            backend.linear(&s.inner, &layer.down, Epilogue::Add, &mut s.x);
+            backend.glu(&s.gate_up, config.gate, &mut s.inner);
+            layer.feed.join(backend, &s.inner, config.epsilon, (&mut s.normed, &mut s.x));
             progress.fetch_add(1, Ordering::Relaxed);
         }
         backend.take_outputs(&s.x, &mut s.last);
@@ -135,7 +149,7 @@ impl<B: Backend> Llama<B> {
     }
 }
 
-impl<B: Backend> Model for Llama<B> {
+impl<B: Backend> Model for Decoder<B> {
     fn shape(&self) -> Shape {
         Shape {
             context: self.config.context.min(self.room.blocks * BLOCK_TOKENS),
@@ -170,31 +184,89 @@ impl<B: Backend> Weights<B> {
             true => Some(loader.matrices(width, &[("output.weight", vocabulary)])?),
             false => None,
         };
-        let angles = rope_angles(loader.gguf, config, config.context.min(room.blocks * BLOCK_TOKENS))?;
+        let positions = config.context.min(room.blocks * BLOCK_TOKENS);
+        let bases = [Some(config.rope_base), config.local.map(|local| local.rope_base)];
+        let mut ropes = Vec::new();
+        for base in bases.into_iter().flatten() {
+            let angles = rope_angles(loader.gguf, config, (base, positions))?;
+            ropes.push(loader.backend.upload(&angles, config.rope_width)?);
+        }
         Ok(Weights {
             embedding: loader.matrices(width, &[("token_embd.weight", vocabulary)])?,
             layers,
             norm: loader.vector("output_norm.weight", width)?,
             unembedding,
-            rope: loader.backend.upload(&angles, config.rope_width)?,
+            ropes,
         })
     }
 }
 
 impl<B: Backend> Layer<B> {
     fn load(loader: &mut Loader<'_, B>, config: &ModelConfig, layer: usize) -> Result<Layer<B>, Error> {
-        let (width, inner) = (config.width, config.inner);
-        let (queries, keys) = (config.heads * config.head_width, config.kv_heads * config.head_width);
-        let name = |part: &str| format!("blk.{layer}.{part}.weight");
-        let (q, k, v) = (name("attn_q"), name("attn_k"), name("attn_v"));
+        let (width, inner, head) = (config.width, config.inner, config.head_width);
+        let (queries, keys) = (config.heads * head, config.kv_heads * head);
+        let name = |part: &str| format!("blk.{layer}.{part}");
+        let (q, k, v) = (name("attn_q.weight"), name("attn_k.weight"), name("attn_v.weight"));
+        let turned = Order::Heads { pairs: config.pairs, width: head, rotated: config.rope_width };
+        let qkv_bias = match config.qkv_bias {
+            Part::Absent => None,
+            Part::Present => {
+                let (q, k, v) = (name("attn_q.bias"), name("attn_k.bias"), name("attn_v.bias"));
+                let parts = [(q.as_str(), queries, turned), (&k, keys, turned), (&v, keys, Order::Same)];
+                Some(loader.vectors(&parts)?)
+            }
+        };
+        let head_norms = match config.head_norm {
+            Part::Absent => None,
+            Part::Present => Some((
+                loader.vectors(&[(&name("attn_q_norm.weight"), head, turned)])?,
+                loader.vectors(&[(&name("attn_k_norm.weight"), head, turned)])?,
+            )),
+        };
+        let mut branch = |out: &str, inputs: usize, norm: &str| -> Result<Branch<B>, Error> {
+            let norm = match config.branch_norm {
+                Part::Absent => None,
+                Part::Present => Some(loader.vector(&name(norm), width)?),
+            };
+            Ok(Branch { out: loader.matrices(inputs, &[(&name(out), width)])?, norm })
+        };
+        let attention = branch("attn_output.weight", queries, "post_attention_norm.weight")?;
+        let feed = branch("ffn_down.weight", inner, "post_ffw_norm.weight")?;
+        let local = config.local(layer);
         Ok(Layer {
-            attention_norm: loader.vector(&name("attn_norm"), width)?,
-            qkv: loader.matrices(width, &[(&q, queries), (&k, keys), (&v, keys)])?,
-            attention_out: loader.matrices(queries, &[(&name("attn_output"), width)])?,
-            feed_norm: loader.vector(&name("ffn_norm"), width)?,
-            gate_up: loader.matrices(width, &[(&name("ffn_gate"), inner), (&name("ffn_up"), inner)])?,
-            down: loader.matrices(inner, &[(&name("ffn_down"), width)])?,
+            reach: local.map_or(Reach::All, |local| Reach::Last(local.window)),
+            rope: usize::from(local.is_some()),
+            attention_norm: loader.vector(&name("attn_norm.weight"), width)?,
+            qkv: loader.ordered(width, &[(&q, queries, turned), (&k, keys, turned), (&v, keys, Order::Same)])?,
+            qkv_bias,
+            head_norms,
+            attention,
+            feed_norm: loader.vector(&name("ffn_norm.weight"), width)?,
+            gate_up: loader.matrices(width, &[(&name("ffn_gate.weight"), inner), (&name("ffn_up.weight"), inner)])?,
+            feed,
         })
+    }
+
+    /// What becomes of queries and keys before they meet.
+    fn turn<'a>(&'a self, ropes: &'a [B::Buf], epsilon: f32) -> Turn<'a, B::Buf> {
+        Turn {
+            bias: self.qkv_bias.as_ref(),
+            norms: self.head_norms.as_ref().map(|(queries, keys)| HeadNorms { queries, keys, epsilon }),
+            rope: &ropes[self.rope],
+        }
+    }
+}
+
+impl<B: Backend> Branch<B> {
+    /// Adds what it makes of `inputs` to the stream; `spare` is as wide as that, and is used up.
+    fn join(&self, backend: &mut B, inputs: &B::Buf, epsilon: f32, (spare, stream): (&mut B::Buf, &mut B::Buf)) {
+        match &self.norm {
+            None => backend.linear(inputs, &self.out, Epilogue::Add, stream),
+            Some(norm) => {
+                backend.linear(inputs, &self.out, Epilogue::Store, spare);
+                backend.add_norm(spare, norm, epsilon, stream);
+            }
+        }
     }
 }
 
@@ -218,7 +290,7 @@ impl<B: Backend> Scratch<B> {
 }
 
 /// Cosine and sine of every position and pair. A file may divide each pair's frequency by a factor of its own.
-fn rope_angles(gguf: &Gguf, config: &ModelConfig, positions: usize) -> Result<Vec<f32>, Error> {
+fn rope_angles(gguf: &Gguf, config: &ModelConfig, (base, positions): (f32, usize)) -> Result<Vec<f32>, Error> {
     let pairs = config.rope_width / 2;
     let factors = match gguf.has("rope_freqs.weight") {
         true => numbers(gguf, "rope_freqs.weight", pairs)?,
@@ -226,7 +298,7 @@ fn rope_angles(gguf: &Gguf, config: &ModelConfig, positions: usize) -> Result<Ve
     };
     let frequency = |pair: usize| {
         let exponent = -2.0 * pair as f64 / config.rope_width as f64;
-        f64::from(config.rope_base).powf(exponent) / f64::from(factors[pair])
+        f64::from(base).powf(exponent) / f64::from(factors[pair])
     };
     let frequencies: Vec<f64> = (0..pairs).map(frequency).collect();
     let mut angles = Vec::with_capacity(positions * config.rope_width);

@@ -1,0 +1,167 @@
+//! What encoders ask of a device beside [`Backend`]: whole inputs at once, nothing paged, nothing sampled.
+//!
+//! Inputs of a batch lie one after the other as rows, ragged, without padding; [`Span`]s tell them apart. Pictures are
+//! rows too: (input, y, x) with their channels side by side, so that a 1x1 convolution is [`Backend::linear`].
+//! No operation lets a row depend on the rows of another input: batched equals alone.
+
+use std::ops::Range;
+
+use super::Backend;
+use crate::Error;
+
+/// What follows a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// Nothing.
+    None,
+    /// `x * Φ(x)` by the error function, as BERT, ViT and Whisper were trained.
+    Gelu,
+    /// `x * sigmoid(1.702 x)`, as CLIP was trained.
+    QuickGelu,
+    /// `min(max(x, 0), 6)`, as EfficientNet-Lite was trained.
+    Relu6,
+}
+
+/// Some columns of a buffer's rows.
+#[derive(Debug)]
+pub struct View<'a, B> {
+    /// The rows.
+    pub rows: &'a B,
+    /// The first column.
+    pub column: usize,
+}
+
+/// What attention looks at.
+#[derive(Debug)]
+pub struct Attended<'a, B> {
+    /// Who looks.
+    pub queries: View<'a, B>,
+    /// What is compared.
+    pub keys: View<'a, B>,
+    /// What is taken.
+    pub values: View<'a, B>,
+}
+
+impl<B> Clone for View<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B> Copy for View<'_, B> {}
+
+impl<B> Clone for Attended<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B> Copy for Attended<'_, B> {}
+
+/// Rows that attend to each other, or to another's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Rows of queries, and of the output.
+    pub queries: Range<usize>,
+    /// Rows of keys and values.
+    pub keys: Range<usize>,
+}
+
+/// Which keys a query sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mask {
+    /// All of its span.
+    Full,
+    /// The last query of a span sees all keys, each one before it one key less.
+    Causal,
+}
+
+/// Heads of attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads {
+    /// How many.
+    pub count: usize,
+    /// Numbers in each; scores are divided by its root.
+    pub width: usize,
+}
+
+/// Zeros around a picture.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Padding {
+    /// Above and below.
+    pub rows: (usize, usize),
+    /// Left and right.
+    pub columns: (usize, usize),
+}
+
+/// A convolution's geometry over pictures of equal size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Height and width of the input.
+    pub size: (usize, usize),
+    /// Height and width of the kernel.
+    pub kernel: (usize, usize),
+    /// Step in both directions.
+    pub stride: (usize, usize),
+    /// Zeros around the input.
+    pub padding: Padding,
+}
+
+/// A device for encoders.
+pub trait Dense: Backend {
+    /// Replaces a buffer's rows with numbers of the host.
+    fn write(&mut self, numbers: &[f32], out: &mut Self::Buf);
+    /// `out[i] = table[rows[i]]`.
+    fn gather(&mut self, table: &Self::Weight, rows: &[u32], out: &mut Self::Buf);
+    /// `out[i] += x[rows[i]]`: positions, residual connections.
+    fn add_rows(&mut self, x: &Self::Buf, rows: &[u32], out: &mut Self::Buf);
+    /// `out += x`.
+    fn add(&mut self, x: &Self::Buf, out: &mut Self::Buf);
+    /// `x = activation(x + bias)`, row by row.
+    fn bias(&mut self, bias: &Self::Buf, activation: Activation, x: &mut Self::Buf);
+    /// `out = (x - mean) / deviation * weight + bias`, row by row.
+    fn layer_norm(&mut self, x: &Self::Buf, affine: (&Self::Buf, &Self::Buf), epsilon: f32, out: &mut Self::Buf);
+    /// Attention of every span's queries over its keys: `out` has `heads.count * heads.width` columns. Spans come in
+    /// the order of their queries, which they do not share; keys they may share.
+    #[allow(clippy::too_many_arguments)] // reason: five things that differ from call to call, each a type of its own
+    fn attend(
+        &mut self,
+        inputs: Attended<'_, Self::Buf>,
+        spans: &[Span],
+        heads: Heads,
+        mask: Mask,
+        out: &mut Self::Buf,
+    );
+    /// The weights by which one head of a span attends, (queries, keys), appended: for the times of words.
+    fn attention_weights(
+        &mut self,
+        inputs: Attended<'_, Self::Buf>,
+        span: &Span,
+        head: (Heads, usize),
+        weights: &mut Vec<f32>,
+    );
+    /// `out[rows[i]] = x[i]` from `x.column` on, as wide as `out`: keys and values to their places. `out` has as many
+    /// rows as the last place written needs, and keeps those it had.
+    fn scatter(&mut self, x: View<'_, Self::Buf>, rows: &[u32], out: &mut Self::Buf);
+    /// `out[i] = mean of x[spans[i]]`.
+    fn mean(&mut self, x: &Self::Buf, spans: &[Range<usize>], out: &mut Self::Buf);
+    /// Every window of every picture as one row: (kernel y, kernel x, channels).
+    fn unfold(&mut self, x: &Self::Buf, window: &Window, out: &mut Self::Buf);
+    /// Convolves every channel by itself; `kernel` is (kernel y * kernel x, channels).
+    fn depthwise(&mut self, x: &Self::Buf, kernel: &Self::Buf, window: &Window, out: &mut Self::Buf);
+}
+
+impl Window {
+    /// Height and width of the output.
+    ///
+    /// # Errors
+    /// When the kernel is larger than the padded input.
+    pub fn output(&self) -> Result<(usize, usize), Error> {
+        let side = |size: usize, padding: (usize, usize), kernel: usize, stride: usize| {
+            (size + padding.0 + padding.1).checked_sub(kernel).map(|room| room / stride.max(1) + 1)
+        };
+        let height = side(self.size.0, self.padding.rows, self.kernel.0, self.stride.0);
+        let width = side(self.size.1, self.padding.columns, self.kernel.1, self.stride.1);
+        height.zip(width).ok_or_else(|| Error::Unsupported(format!("a kernel larger than its input: {self:?}")))
+    }
+}

@@ -1,0 +1,244 @@
+//! From a model file to an encoder and what stands before and after it.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Budget, Encoder, Picturing};
+use crate::Error;
+use crate::backend::StepLimits;
+use crate::backend::cpu::Cpu;
+use crate::model::whisper::Whisper;
+use crate::model::{Bert, BertConfig, Clip, ClipConfig, EfficientNet};
+use crate::needs::Needs;
+use crate::simd::Level;
+use crate::simd::panel::packed_bytes;
+use crate::tensors::{FAMILY, TOKENIZER, Tensor, Tensors};
+use crate::text::TextEncoder;
+
+/// Tokens of a batch: beyond these the processor gains nothing, and whoever comes next waits longer.
+const BATCH_TOKENS: usize = 1024;
+/// Texts of a batch.
+const BATCH_TEXTS: usize = 256;
+/// How long a text waits for those that came with the last one: far less than a batch computes.
+const MAX_WAIT: Duration = Duration::from_millis(1);
+/// A token in a tokenizer's tables: its text in both directions, its places in hash tables.
+const VOCABULARY_TOKEN: usize = 320;
+
+/// What EfficientNet-Lite0 computes in for each place of its pictures: four at once, 96 channels at a quarter of the
+/// places, and their unfolding.
+const EFFICIENTNET_PLACE: u64 = 2048;
+/// What the names of both towers' positions end with.
+const WHISPER_POSITIONS: &str = "embed_positions.weight";
+/// Whisper's tokens, one a row.
+const WHISPER_EMBEDDING: &str = "model.decoder.embed_tokens.weight";
+
+/// An encoder, and what stands before and after it.
+pub struct Loaded {
+    /// On its device, its weights packed.
+    pub encoder: Box<dyn Encoder>,
+    /// Texts to tokens; `None` for a model that reads none.
+    pub tokens: Option<Arc<TextEncoder>>,
+    /// Names of classes, in the order of [`super::Output::Classes`]; empty for a model that has none.
+    pub labels: Vec<String>,
+    /// For logs and status.
+    pub info: Info,
+}
+
+/// What a model file says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Info {
+    /// Family, as the file calls it.
+    pub family: String,
+    /// Numbers in all tensors.
+    pub parameters: u64,
+    /// How its weights are stored.
+    pub precision: &'static str,
+    /// Tokens that it looks at, for a model that reads texts.
+    pub context: Option<usize>,
+    /// Numbers of a direction, for a model that finds them.
+    pub width: Option<usize>,
+}
+
+/// Loads the encoder at `path` for the best instructions of this machine.
+///
+/// # Errors
+/// When the file cannot be read, is broken, or is of a family that is not computed.
+pub fn load(path: &Path, threads: usize) -> Result<Loaded, Error> {
+    load_at(path, threads, Level::detect())
+}
+
+/// Loads the encoder at `path` for the instructions of `level`.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_at(path: &Path, threads: usize, level: Level) -> Result<Loaded, Error> {
+    let tensors = Tensors::open(path)?;
+    let cpu = Cpu::new(level, threads, StepLimits { rows: 0, outputs: 0, blocks: 0 });
+    match tensors.text(FAMILY)? {
+        "bert" => bert(&tensors, cpu),
+        "efficientnet" => efficientnet(&tensors, cpu),
+        "whisper" => {
+            // Its decoder works a row for each window of a batch.
+            let limits = StepLimits { rows: 1, outputs: 1, blocks: 1 };
+            whisper(&tensors, Cpu::new(level, threads, limits))
+        }
+        "clip" => clip(&tensors, cpu),
+        other => Err(unknown(other)),
+    }
+}
+
+/// Looks at the encoder at `path` without loading it.
+///
+/// # Errors
+/// As [`load`].
+pub fn needs(path: &Path) -> Result<Needs, Error> {
+    let tensors = Tensors::open(path)?;
+    match tensors.text(FAMILY)? {
+        "bert" => bert_needs(&tensors),
+        "efficientnet" => efficientnet_needs(&tensors),
+        "whisper" => whisper_needs(&tensors),
+        "clip" => clip_needs(&tensors),
+        other => Err(unknown(other)),
+    }
+}
+
+fn unknown(family: &str) -> Error {
+    Error::Unsupported(format!("encoders of family `{family}`"))
+}
+
+fn bert(tensors: &Tensors, cpu: Cpu) -> Result<Loaded, Error> {
+    let budget = Budget { units: BATCH_TOKENS, inputs: BATCH_TEXTS, max_wait: MAX_WAIT };
+    let encoder = Bert::load(tensors, budget, cpu)?;
+    let config = encoder.config();
+    let tokens = TextEncoder::parse(tensors.text(TOKENIZER)?)?;
+    if tokens.vocabulary() > config.vocabulary {
+        let (has, knows) = (tokens.vocabulary(), config.vocabulary);
+        return Err(Error::Malformed(format!("a tokenizer of {has} tokens for a model of {knows}")));
+    }
+    let info = Info {
+        family: "bert".into(),
+        parameters: tensors.parameters(),
+        precision: tensors.tensor("embeddings.word_embeddings.weight")?.format.name(),
+        context: Some(config.context),
+        width: Some(config.width),
+    };
+    Ok(Loaded { encoder: Box::new(encoder), tokens: Some(Arc::new(tokens)), labels: Vec::new(), info })
+}
+
+fn bert_needs(tensors: &Tensors) -> Result<Needs, Error> {
+    let config = BertConfig::read(tensors)?;
+    let tokens = BATCH_TOKENS.max(config.context);
+    let activations = tokens.saturating_mul(config.row()).saturating_add(BATCH_TEXTS * config.width);
+    let tokenizer = config.vocabulary.saturating_mul(VOCABULARY_TOKEN);
+    let workspace = activations.saturating_mul(size_of::<f32>()).saturating_add(tokenizer);
+    Ok(Needs { weights: tensors.bytes(), workspace: workspace as u64, kv_token: 0, context: config.context })
+}
+
+fn efficientnet(tensors: &Tensors, cpu: Cpu) -> Result<Loaded, Error> {
+    let bias = tensors.tensor("classifier.bias")?;
+    let (labels, classes) = (tensors.labels()?, bias.shape.first().copied().unwrap_or(0));
+    if labels.len() != classes {
+        return Err(Error::Malformed(format!("{} labels for {classes} classes", labels.len())));
+    }
+    let info = Info {
+        family: "efficientnet".into(),
+        parameters: tensors.parameters(),
+        precision: bias.format.name(),
+        context: None,
+        width: None,
+    };
+    Ok(Loaded { encoder: Box::new(EfficientNet::load(tensors, cpu)?), tokens: None, labels, info })
+}
+
+fn efficientnet_needs(tensors: &Tensors) -> Result<Needs, Error> {
+    let side = u64::from(Picturing::read(tensors)?.size);
+    Ok(plain_needs(tensors, side * side * EFFICIENTNET_PLACE))
+}
+
+fn whisper_needs(tensors: &Tensors) -> Result<Needs, Error> {
+    let [tokens, _] = *tensors.tensor(WHISPER_EMBEDDING)?.shape else {
+        return Err(Error::Malformed(format!("tensor `{WHISPER_EMBEDDING}` is no matrix")));
+    };
+    let scratch = (Whisper::<Cpu>::scratch(tensors)? * size_of::<f32>()) as u64;
+    let weights = tensors.floats().map(|(name, tensor)| whisper_bytes(&name, &tensor)).fold(0, u64::saturating_add);
+    let workspace = scratch.saturating_add(tokens.saturating_mul(VOCABULARY_TOKEN) as u64);
+    Ok(Needs { weights, workspace, kv_token: 0, context: 0 })
+}
+
+/// What a tensor takes once it is loaded: products and embeddings stay as the file has them; positions, which are
+/// added to rows, and all else are single precision.
+fn whisper_bytes(name: &str, tensor: &Tensor<'_>) -> u64 {
+    match *tensor.shape {
+        [rows, columns] if !name.ends_with(WHISPER_POSITIONS) => packed_bytes(tensor.format, columns, rows) as u64,
+        _ => (tensor.shape.iter().product::<usize>() as u64).saturating_mul(size_of::<f32>() as u64),
+    }
+}
+
+fn whisper(tensors: &Tensors, cpu: Cpu) -> Result<Loaded, Error> {
+    let info = Info {
+        family: "whisper".into(),
+        parameters: tensors.parameters(),
+        precision: tensors.tensor(WHISPER_EMBEDDING)?.format.name(),
+        context: None,
+        width: None,
+    };
+    Ok(Loaded { encoder: Box::new(Whisper::load(tensors, cpu)?), tokens: None, labels: Vec::new(), info })
+}
+
+/// Weights in single precision at most, whatever the file has, and what the model computes in.
+fn plain_needs(tensors: &Tensors, workspace: u64) -> Needs {
+    let weights = tensors.parameters().saturating_mul(size_of::<f32>() as u64);
+    Needs { weights, workspace, kv_token: 0, context: 0 }
+}
+
+fn clip(tensors: &Tensors, cpu: Cpu) -> Result<Loaded, Error> {
+    let budget = Budget { units: BATCH_TOKENS, inputs: BATCH_TEXTS, max_wait: MAX_WAIT };
+    let encoder = Clip::load(tensors, budget, cpu)?;
+    let config = encoder.config();
+    let tokens = TextEncoder::parse(tensors.text(TOKENIZER)?)?;
+    if tokens.vocabulary() > config.text.vocabulary {
+        let (has, knows) = (tokens.vocabulary(), config.text.vocabulary);
+        return Err(Error::Malformed(format!("a tokenizer of {has} tokens for a model of {knows}")));
+    }
+    let info = Info {
+        family: "clip".into(),
+        parameters: tensors.parameters(),
+        precision: tensors.tensor("text_model.embeddings.token_embedding.weight")?.format.name(),
+        context: Some(config.text.positions),
+        width: Some(config.projection),
+    };
+    Ok(Loaded { encoder: Box::new(encoder), tokens: Some(Arc::new(tokens)), labels: Vec::new(), info })
+}
+
+fn clip_needs(tensors: &Tensors) -> Result<Needs, Error> {
+    let config = ClipConfig::read(tensors)?;
+    let activations = config.scratch(BATCH_TOKENS, BATCH_TEXTS);
+    let tokenizer = config.text.vocabulary.saturating_mul(VOCABULARY_TOKEN);
+    let workspace = activations.saturating_mul(size_of::<f32>()).saturating_add(tokenizer);
+    let context = config.text.positions;
+    Ok(Needs { weights: tensors.bytes(), workspace: workspace as u64, kv_token: 0, context })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::tensors_file;
+
+    #[test]
+    fn whisper_stays_in_the_precision_of_its_file() {
+        let model = Tensors::open(&crate::fixture::whisper_tiny_en()).unwrap();
+        let needs = whisper_needs(&model).unwrap();
+        let file = model.bytes();
+        assert!((file..file + file / 10).contains(&needs.weights), "{needs:?} of a file of {file} bytes");
+    }
+
+    #[test]
+    fn an_embedding_without_dimensions_is_malformed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("whisper.safetensors");
+        let metadata = [(FAMILY, "whisper")];
+        std::fs::write(&path, tensors_file(&metadata, &[(WHISPER_EMBEDDING, &[], vec![1.0])])).unwrap();
+        assert!(matches!(needs(&path), Err(Error::Malformed(_))));
+    }
+}

@@ -1,0 +1,331 @@
+//! An EfficientNet-Lite from a model file: names and order of timm, normalisation folded into weights.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use serde::Deserialize;
+
+use super::{Block, BlockSlots, Buffers, Depthwise, EfficientNet, GROUP, Network, Pointwise, Residual, Stem};
+use crate::Error;
+use crate::backend::Matrix;
+use crate::backend::dense::{Activation, Dense, Padding, Window};
+use crate::encode::Picturing;
+use crate::quant::Format;
+use crate::tensors::{Tensors, little_endian};
+
+/// Channels behind the stem.
+const STEM: usize = 32;
+/// Channels before the classifier.
+const HEAD: usize = 1_280;
+/// Classes at most.
+const CLASSES_MAX: usize = 1 << 16;
+/// `efficientnet_lite0`, as timm writes it: `ds_r1_k3_s1_e1_c16`, `ir_r2_k3_s2_e6_c24`, and so on.
+const LITE0: [Stage; 7] = [
+    Stage { repeats: 1, kernel: 3, stride: 1, expansion: 1, channels: 16 },
+    Stage { repeats: 2, kernel: 3, stride: 2, expansion: 6, channels: 24 },
+    Stage { repeats: 2, kernel: 5, stride: 2, expansion: 6, channels: 40 },
+    Stage { repeats: 3, kernel: 3, stride: 2, expansion: 6, channels: 80 },
+    Stage { repeats: 3, kernel: 5, stride: 1, expansion: 6, channels: 112 },
+    Stage { repeats: 4, kernel: 5, stride: 2, expansion: 6, channels: 192 },
+    Stage { repeats: 1, kernel: 3, stride: 1, expansion: 6, channels: 320 },
+];
+
+/// Blocks of one width.
+#[derive(Clone, Copy, Debug)]
+struct Stage {
+    repeats: usize,
+    kernel: usize,
+    /// Of its first block; the others have 1.
+    stride: usize,
+    expansion: usize,
+    channels: usize,
+}
+
+/// What a model file says beside [`Picturing`].
+#[derive(Debug, Deserialize)]
+struct Config {
+    architecture: String,
+    /// timm's models of its own are padded alike on all sides, those from TensorFlow less at the top and left.
+    #[serde(default)]
+    padding: PaddingRule,
+    /// Added to variances.
+    #[serde(default = "epsilon")]
+    epsilon: f32,
+}
+
+/// As timm: 1e-5 in its own models, 1e-3 in those from TensorFlow.
+fn epsilon() -> f32 {
+    1e-5
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum PaddingRule {
+    #[default]
+    Symmetric,
+    Same,
+}
+
+impl PaddingRule {
+    /// Zeros before and behind `size` places.
+    fn around(self, size: usize, kernel: usize, stride: usize) -> (usize, usize) {
+        match self {
+            Self::Symmetric => (kernel / 2, kernel / 2),
+            Self::Same => {
+                let all = ((size.div_ceil(stride) - 1) * stride + kernel).saturating_sub(size);
+                (all / 2, all - all / 2)
+            }
+        }
+    }
+
+    fn window(self, side: usize, kernel: usize, stride: usize) -> Window {
+        let around = self.around(side, kernel, stride);
+        Window {
+            size: (side, side),
+            kernel: (kernel, kernel),
+            stride: (stride, stride),
+            padding: Padding { rows: around, columns: around },
+        }
+    }
+}
+
+impl<B: Dense> EfficientNet<B> {
+    /// Reads a model file onto `backend`.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] when the file lacks something, [`Error::Unsupported`] for another architecture,
+    /// [`Error::Device`] when the backend has no room.
+    pub fn load(tensors: &Tensors, backend: B) -> Result<Self, Error> {
+        let config: Config = tensors.config()?;
+        if config.architecture != "efficientnet_lite0" {
+            return Err(Error::Unsupported(format!("architecture `{}`", config.architecture)));
+        }
+        if !(config.epsilon.is_finite() && config.epsilon > 0.0) {
+            return Err(Error::Malformed(format!("an epsilon of {}", config.epsilon)));
+        }
+        let picturing = Picturing::read(tensors)?;
+        let classes = tensors.tensor("classifier.bias")?.shape.first().copied().unwrap_or(0);
+        if classes == 0 || classes > CLASSES_MAX {
+            return Err(Error::Malformed(format!("{classes} classes, not 1 to {CLASSES_MAX}")));
+        }
+        let mut loader = Loader { tensors, backend, config };
+        let (network, plan) = loader.network(picturing.size as usize, classes)?;
+        let Loader { backend, .. } = loader;
+        let buffers = plan.buffers(&backend, &network, (picturing.size as usize, classes))?;
+        Ok(Self { backend, picturing, classes, network, buffers, progress: Arc::new(AtomicU64::new(0)) })
+    }
+}
+
+struct Loader<'a, B: Dense> {
+    tensors: &'a Tensors,
+    backend: B,
+    config: Config,
+}
+
+/// Scale and shift of a normalisation.
+struct Affine {
+    scale: Vec<f32>,
+    shift: Vec<f32>,
+}
+
+impl<B: Dense> Loader<'_, B> {
+    fn network(&mut self, side: usize, classes: usize) -> Result<(Network<B>, Slots), Error> {
+        let (stem, mut side) = self.stem(side)?;
+        let mut slots = Slots::default();
+        let (mut input, mut channels) = (slots.take(STEM, side * side), STEM);
+        let mut blocks = Vec::new();
+        for (stage, shape) in LITE0.iter().enumerate() {
+            for repeat in 0..shape.repeats {
+                let stride = if repeat == 0 { shape.stride } else { 1 };
+                let name = format!("blocks.{stage}.{repeat}");
+                let place = Place { side, channels, stride, input };
+                let block = self.block(&name, shape, &place, &mut slots)?;
+                (side, channels, input) = (block.filter.window.output()?.0, shape.channels, block.slots.output);
+                blocks.push(block);
+            }
+        }
+        (slots.last, slots.places) = (input, side * side);
+        let head = self.pointwise("conv_head", "bn2", (channels, HEAD), Activation::Relu6)?;
+        let weight = self.tensors.matrix("classifier.weight", classes, HEAD)?;
+        let classifier = Pointwise {
+            weight: self.backend.pack(&[weight])?,
+            bias: self.backend.upload(&self.tensors.numbers("classifier.bias", &[classes])?, classes)?,
+            activation: Activation::None,
+        };
+        Ok((Network { stem, blocks, head, classifier }, slots))
+    }
+
+    /// The stem and the side of what it makes. Its kernel (outputs, colours, y, x) becomes (outputs, (y, x, colours)).
+    fn stem(&mut self, side: usize) -> Result<(Stem<B>, usize), Error> {
+        const SIDE: usize = 3;
+        let window = self.config.padding.window(side, SIDE, 2);
+        let kernel = self.tensors.numbers("conv_stem.weight", &[STEM, 3, SIDE, SIDE])?;
+        let Affine { scale, shift } = self.normalisation("bn1", STEM)?;
+        let places = SIDE * SIDE;
+        let rows: Vec<f32> = (0..STEM * places * 3)
+            .map(|index| {
+                let (output, place, colour) = (index / (places * 3), index / 3 % places, index % 3);
+                kernel[(output * 3 + colour) * places + place] * scale[output]
+            })
+            .collect();
+        let product = Pointwise {
+            weight: self.pack(&rows, places * 3)?,
+            bias: self.backend.upload(&shift, STEM)?,
+            activation: Activation::Relu6,
+        };
+        let (output, _) = window.output()?;
+        Ok((Stem { window, product }, output))
+    }
+
+    fn block(&mut self, name: &str, stage: &Stage, place: &Place, slots: &mut Slots) -> Result<Block<B>, Error> {
+        let Place { side, channels, stride, input } = *place;
+        let wide = channels * stage.expansion;
+        let window = self.config.padding.window(side, stage.kernel, stride);
+        let after = window.output()?.0;
+        let names: [String; 6] = match stage.expansion {
+            1 => ["", "", "conv_dw", "bn1", "conv_pw", "bn2"],
+            _ => ["conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3"],
+        }
+        .map(|part| format!("{name}.{part}"));
+        let expand = (stage.expansion != 1)
+            .then(|| self.pointwise(&names[0], &names[1], (channels, wide), Activation::Relu6))
+            .transpose()?;
+        let widened = if expand.is_some() { slots.take(wide, side * side) } else { input };
+        let filtered = slots.take(wide, after * after);
+        let output = slots.take(stage.channels, after * after);
+        // What came in is free for the next block, and so is what is between.
+        slots.free([input, widened, filtered]);
+        Ok(Block {
+            expand,
+            filter: self.depthwise(&names[2], &names[3], wide, window)?,
+            project: self.pointwise(&names[4], &names[5], (wide, stage.channels), Activation::None)?,
+            residual: if stride == 1 && channels == stage.channels { Residual::Added } else { Residual::None },
+            slots: BlockSlots { input, widened, filtered, output },
+        })
+    }
+
+    fn pointwise(
+        &mut self,
+        kernel: &str,
+        norm: &str,
+        (inputs, outputs): (usize, usize),
+        activation: Activation,
+    ) -> Result<Pointwise<B>, Error> {
+        let mut rows = self.tensors.numbers(&format!("{kernel}.weight"), &[outputs, inputs, 1, 1])?;
+        let Affine { scale, shift } = self.normalisation(norm, outputs)?;
+        for (row, scale) in rows.chunks_exact_mut(inputs).zip(&scale) {
+            row.iter_mut().for_each(|number| *number *= scale);
+        }
+        Ok(Pointwise { weight: self.pack(&rows, inputs)?, bias: self.backend.upload(&shift, outputs)?, activation })
+    }
+
+    /// The kernel (channels, 1, y, x) becomes (y * x, channels).
+    fn depthwise(&mut self, kernel: &str, norm: &str, channels: usize, window: Window) -> Result<Depthwise<B>, Error> {
+        let (height, width) = window.kernel;
+        let numbers = self.tensors.numbers(&format!("{kernel}.weight"), &[channels, 1, height, width])?;
+        let Affine { scale, shift } = self.normalisation(norm, channels)?;
+        let places = height * width;
+        let turned: Vec<f32> = (0..places * channels)
+            .map(|index| {
+                let (place, channel) = (index / channels, index % channels);
+                numbers[channel * places + place] * scale[channel]
+            })
+            .collect();
+        Ok(Depthwise {
+            kernel: self.backend.upload(&turned, channels)?,
+            bias: self.backend.upload(&shift, channels)?,
+            window,
+        })
+    }
+
+    fn normalisation(&self, name: &str, channels: usize) -> Result<Affine, Error> {
+        let part = |part: &str| self.tensors.numbers(&format!("{name}.{part}"), &[channels]);
+        let (weight, bias, mean, variance) =
+            (part("weight")?, part("bias")?, part("running_mean")?, part("running_var")?);
+        let epsilon = f64::from(self.config.epsilon);
+        let scales = weight.iter().zip(&variance);
+        let scale: Vec<f32> = scales
+            .map(|(weight, variance)| (f64::from(*weight) / (f64::from(*variance) + epsilon).sqrt()) as f32)
+            .collect();
+        let shift = bias.iter().zip(&mean).zip(&scale).map(|((bias, mean), scale)| bias - mean * scale).collect();
+        Ok(Affine { scale, shift })
+    }
+
+    fn pack(&mut self, rows: &[f32], columns: usize) -> Result<B::Weight, Error> {
+        self.backend.pack(&[Matrix { format: Format::F32, columns, data: &little_endian(rows) }])
+    }
+}
+
+/// Where a block is.
+struct Place {
+    /// Of the picture that comes in.
+    side: usize,
+    /// That come in.
+    channels: usize,
+    stride: usize,
+    /// Slot of what comes in.
+    input: usize,
+}
+
+/// Buffers by width and the most places they have to hold for one picture, shared by layers that do not meet.
+#[derive(Debug, Default)]
+struct Slots {
+    slots: Vec<Slot>,
+    /// What the last block makes.
+    last: usize,
+    /// Of one picture behind the last block.
+    places: usize,
+}
+
+#[derive(Debug)]
+struct Slot {
+    width: usize,
+    places: usize,
+    state: SlotState,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SlotState {
+    Free,
+    Taken,
+}
+
+impl Slots {
+    fn take(&mut self, width: usize, places: usize) -> usize {
+        let fitting = |slot: &Slot| slot.state == SlotState::Free && slot.width == width;
+        let index = self.slots.iter().position(fitting).unwrap_or_else(|| {
+            self.slots.push(Slot { width, places, state: SlotState::Free });
+            self.slots.len() - 1
+        });
+        let slot = &mut self.slots[index];
+        slot.places = slot.places.max(places);
+        slot.state = SlotState::Taken;
+        index
+    }
+
+    fn free(&mut self, slots: impl IntoIterator<Item = usize>) {
+        for slot in slots {
+            self.slots[slot].state = SlotState::Free;
+        }
+    }
+
+    fn buffers<B: Dense>(
+        &self,
+        backend: &B,
+        network: &Network<B>,
+        (side, classes): (usize, usize),
+    ) -> Result<Buffers<B>, Error> {
+        let (height, width) = network.stem.window.output()?;
+        let slot = |slot: &Slot| backend.buffer(GROUP * slot.places, slot.width);
+        Ok(Buffers {
+            pixels: backend.buffer(GROUP * side * side, 3)?,
+            unfolded: backend.buffer(GROUP * height * width, 27)?,
+            slots: self.slots.iter().map(slot).collect::<Result<_, _>>()?,
+            last: self.last,
+            headed: backend.buffer(GROUP * self.places, HEAD)?,
+            pooled: backend.buffer(GROUP, HEAD)?,
+            logits: backend.buffer(GROUP, classes)?,
+            places: self.places,
+        })
+    }
+}

@@ -1,0 +1,162 @@
+//! Kernels over single rows of encoders: biases with their activations, layer norms, sums of rows.
+
+use super::lanes::Lanes;
+use super::rows::{load, store};
+use super::{Kernel, LANES, Level};
+use crate::backend::dense::Activation;
+
+/// `x = activation(x + bias)`.
+///
+/// # Panics
+/// When lengths differ.
+pub fn bias(level: Level, bias: &[f32], activation: Activation, x: &mut [f32]) {
+    assert_eq!(bias.len(), x.len(), "a row and its biases are equally long");
+    // SAFETY: equal lengths.
+    unsafe {
+        match activation {
+            Activation::None => level.run(Bias::<NONE> { bias, x }),
+            Activation::Gelu => level.run(Bias::<GELU> { bias, x }),
+            Activation::QuickGelu => level.run(Bias::<QUICK_GELU> { bias, x }),
+            Activation::Relu6 => level.run(Bias::<RELU6> { bias, x }),
+        }
+    }
+}
+
+const NONE: usize = 0;
+const GELU: usize = 1;
+const QUICK_GELU: usize = 2;
+const RELU6: usize = 3;
+
+struct Bias<'a, const ACTIVATION: usize> {
+    bias: &'a [f32],
+    x: &'a mut [f32],
+}
+
+impl<const ACTIVATION: usize> Kernel for Bias<'_, ACTIVATION> {
+    #[inline(always)]
+    unsafe fn run<V: Lanes>(self) {
+        for at in (0..self.x.len()).step_by(LANES) {
+            // SAFETY: every access is inside the equally long slices.
+            unsafe {
+                let x = V::add(load::<V>(self.x, at), load::<V>(self.bias, at));
+                let x = match ACTIVATION {
+                    GELU => gelu::<V>(x),
+                    QUICK_GELU => {
+                        let decay = V::exp(V::mul(x, V::splat(-1.702)));
+                        V::div(x, V::add(V::splat(1.0), decay))
+                    }
+                    RELU6 => V::min(V::max(x, V::splat(0.0)), V::splat(6.0)),
+                    _ => x,
+                };
+                store::<V>(self.x, at, x);
+            }
+        }
+    }
+}
+
+/// `x * Φ(x)`. The tail `Φ(-|x|)` is formula 7.1.26 of Abramowitz and Stegun, right to 1e-7; no sign is asked for, since
+/// `x Φ(x) = max(x, 0) - |x| Φ(-|x|)`.
+#[inline(always)]
+unsafe fn gelu<V: Lanes>(x: V::F) -> V::F {
+    // SAFETY: the caller's level.
+    unsafe {
+        let zero = V::splat(0.0);
+        let size = V::max(x, V::sub(zero, x));
+        let slope = V::splat(0.327_591_1 * std::f32::consts::FRAC_1_SQRT_2);
+        let t = V::div(V::splat(1.0), V::fma(size, slope, V::splat(1.0)));
+        let mut p = V::splat(0.5 * 1.061_405_4);
+        for c in [-1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6, 0.0] {
+            p = V::fma(p, t, V::splat(0.5 * c));
+        }
+        let tail = V::mul(p, V::exp(V::mul(V::mul(size, size), V::splat(-0.5))));
+        V::sub(V::max(x, zero), V::mul(size, tail))
+    }
+}
+
+/// `out = (x - mean) / deviation * weight + bias`. Sixteen partial sums, then a tree: the same order at every level.
+///
+/// # Panics
+/// When lengths differ.
+pub fn layer_norm(level: Level, x: &[f32], (weight, bias): (&[f32], &[f32]), epsilon: f32, out: &mut [f32]) {
+    let len = x.len();
+    assert!(weight.len() == len && bias.len() == len && out.len() == len, "a row, its affine and its norm");
+    // SAFETY: equal lengths.
+    unsafe { level.run(LayerNorm { x, weight, bias, epsilon, out }) };
+}
+
+struct LayerNorm<'a> {
+    x: &'a [f32],
+    weight: &'a [f32],
+    bias: &'a [f32],
+    epsilon: f32,
+    out: &'a mut [f32],
+}
+
+impl Kernel for LayerNorm<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Lanes>(self) {
+        let width = self.x.len();
+        // SAFETY: every access is inside the equally long slices.
+        unsafe {
+            let mut sum = V::splat(0.0);
+            for at in (0..width).step_by(LANES) {
+                sum = V::add(sum, load::<V>(self.x, at));
+            }
+            let mean = V::splat(V::sum(sum) / width as f32);
+            let mut squares = V::splat(0.0);
+            for at in (0..width).step_by(LANES) {
+                let mut x = V::sub(load::<V>(self.x, at), mean);
+                if width - at < LANES {
+                    x = V::keep_first(x, width - at, 0.0);
+                }
+                squares = V::fma(x, x, squares);
+            }
+            let scale = V::splat(1.0 / (V::sum(squares) / width as f32 + self.epsilon).sqrt());
+            for at in (0..width).step_by(LANES) {
+                let x = V::mul(V::sub(load::<V>(self.x, at), mean), scale);
+                store::<V>(self.out, at, V::fma(x, load::<V>(self.weight, at), load::<V>(self.bias, at)));
+            }
+        }
+    }
+}
+
+/// `out += x`.
+///
+/// # Panics
+/// When lengths differ.
+pub fn add(level: Level, x: &[f32], out: &mut [f32]) {
+    assert_eq!(x.len(), out.len(), "equally long rows");
+    // SAFETY: equal lengths.
+    unsafe { level.run(Add { x, out }) };
+}
+
+struct Add<'a> {
+    x: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl Kernel for Add<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Lanes>(self) {
+        for at in (0..self.out.len()).step_by(LANES) {
+            // SAFETY: every access is inside the equally long slices.
+            unsafe { store::<V>(self.out, at, V::add(load::<V>(self.out, at), load::<V>(self.x, at))) };
+        }
+    }
+}
+
+/// The mean of the rows of `x`, one after the other; zeros if there is none.
+///
+/// # Panics
+/// When `x` is not whole rows as wide as `out`.
+pub fn mean(level: Level, x: &[f32], out: &mut [f32]) {
+    out.fill(0.0);
+    assert!(x.len().is_multiple_of(out.len()), "whole rows");
+    for row in x.chunks_exact(out.len()) {
+        add(level, row, out);
+    }
+    let count = (x.len() / out.len()).max(1) as f32;
+    for out in out {
+        *out /= count;
+    }
+}
