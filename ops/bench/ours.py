@@ -1,0 +1,133 @@
+"""Our side: the engine alone by its bench `step`, and the whole fleet over NATS."""
+
+import asyncio
+import glob
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+
+import chats
+import nats
+
+FLOTILLA = os.path.abspath(os.environ.get("CARGO_TARGET_DIR", "target")) + "/release/flotilla"
+HOME = os.path.abspath(".flotilla/peers/fleet")
+MODEL = "smollm2-135m-instruct"
+
+threads = 2
+activations = "int16"
+step = ""
+up = False
+
+
+def prepare(count, kind):
+    """Builds what is measured, and fetches its model."""
+    global threads, activations, step
+    threads, activations = count, kind
+    print("building the fleet and its benches", file=sys.stderr)
+    built = ["cargo", "build", "--release", "--locked", "--workspace", "--bins", "--bench", "step"]
+    printed = subprocess.run([*built, "--message-format", "json"], stdout=subprocess.PIPE, text=True, check=True).stdout
+    artifacts = [json.loads(line) for line in printed.splitlines()]
+    step = next(a["executable"] for a in artifacts if a.get("executable") and a["target"]["name"] == "step")
+    subprocess.run([FLOTILLA, "models", "pull", MODEL], stdout=subprocess.DEVNULL, check=True)
+
+
+class Step:
+    """One row of the bench `step`."""
+
+    def __init__(self, row):
+        self.row = row
+
+    def run(self):
+        choices = {"FLOTILLA_BENCH_ONLY": self.row, "FLOTILLA_BENCH_THREADS": str(threads)}
+        choices["FLOTILLA_BENCH_ACTIVATIONS"] = activations
+        command = subprocess.run([step], env={**os.environ, **choices}, stdout=subprocess.PIPE, text=True, check=True)
+        return float(re.search(rf"^{self.row} .* (\d+) mean", command.stdout, re.MULTILINE)[1])
+
+    def beside(self, _):
+        return ""
+
+
+class Chats:
+    """16 clients of a fleet that has just come up."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def run(self):
+        start()
+        self.times = chats.Times(asyncio.run(self.clients()))
+        stop()
+        return self.times.rate()
+
+    def beside(self, peer):
+        first, gap = (self.times.first(), peer.times.first()), (self.times.gap(), peer.times.gap())
+        return f"; first token p50 {first[0]:.0f} to {first[1]:.0f} ms, gap p99 {gap[0]:.0f} to {gap[1]:.0f} ms (last pair)"
+
+    async def clients(self):
+        return await asyncio.gather(*(self.client(number) for number in range(chats.CLIENTS)))
+
+    async def client(self, number):
+        connection = await nats.connect("nats://127.0.0.1:4222")
+        heard = []
+        for request in range(chats.REQUESTS):
+            heard.append(await self.ask(connection, chats.messages(self.kind, number, request)))
+        await connection.close()
+        return heard
+
+    async def ask(self, connection, messages):
+        parts = [{"role": m["role"], "type": "text", "text": m["content"]} for m in messages]
+        envelope = {"input": parts, "stream": True, "cache": "bypass", "params": {"max_tokens": chats.TOKENS}}
+        inbox = connection.new_inbox()
+        answers = await connection.subscribe(inbox)
+        begun, chunks, tokens = time.perf_counter(), [], 0
+        await connection.publish("infer", json.dumps(envelope).encode(), reply=inbox)
+        while (message := await answers.next_msg(timeout=120)).data:
+            status = message.headers.get("Flotilla-Status")
+            if status == "chunk":
+                chunks.append(time.perf_counter())
+            elif status == "done":
+                tokens = json.loads(message.data)["usage"]["output_tokens"]
+        await answers.unsubscribe()
+        return begun, chunks, tokens
+
+
+class Memory:
+    """Resident memory of a worker after sixteen chats."""
+
+    def run(self):
+        start()
+        workers = [path for path in glob.glob("/proc/[0-9]*/exe") if executable(path).endswith("release/worker")]
+        resident = chats.resident(workers[0].split("/")[2])
+        stop()
+        return resident
+
+    def beside(self, _):
+        return ""
+
+
+def executable(path):
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
+
+
+def start():
+    global up
+    up = True
+    wanted = {"FLOTILLA_WORKER__MODELS": f"['{MODEL}']", "FLOTILLA_WORKER__THREADS": str(threads)}
+    wanted["FLOTILLA_WORKER__KV_TOKENS"] = str(chats.CACHE_TOKENS)
+    wanted["FLOTILLA_WORKER__ACTIVATIONS"] = activations
+    place = ["--home", HOME, "--models", os.path.abspath(".flotilla/models")]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run([FLOTILLA, "up", "--detach", *place], env={**os.environ, **wanted}, check=True, **quiet)
+
+
+def stop():
+    global up
+    if up:
+        subprocess.run([FLOTILLA, "down", "--home", HOME], capture_output=True, check=True)
+        up = False

@@ -1,0 +1,27 @@
+"""What the comparison itself needs from PyPI, in an environment of its own: a NATS client, and what builds the peers."""
+
+import os
+import subprocess
+import sys
+
+HOME = os.path.abspath(".flotilla/peers/tools")
+BUILDERS = ["cmake==3.31.6", "ninja==1.11.1.4"]
+CLIENTS = "tests/clients/requirements.txt"
+
+
+def enter(script):
+    """Goes on in that environment, made first where it is not there."""
+    if sys.prefix == HOME:
+        return
+    python = f"{HOME}/bin/python"
+    if not is_complete(python):
+        print("fetching what the comparison needs", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", HOME], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", CLIENTS, *BUILDERS], check=True)
+    os.execv(python, [python, script, *sys.argv[1:]])
+
+
+def is_complete(python):
+    if not os.path.exists(python):
+        return False
+    return subprocess.run([python, "-c", "import nats, cmake, ninja"], stderr=subprocess.DEVNULL).returncode == 0
