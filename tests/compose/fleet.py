@@ -1,7 +1,9 @@
 """A fleet in containers, driven through the compose tool that this machine has."""
 
+import contextlib
 import json
 import os
+import random
 import re
 import shutil
 import socket
@@ -23,9 +25,12 @@ def compose_tool():
 
 
 def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """Under the ports of outgoing connections, one of which could sit on it before the fleet is up."""
+    for port in random.sample(range(12_000, 32_000), 100):
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
+    raise SystemExit("a hundred ports of this machine are in use")
 
 
 class Fleet:

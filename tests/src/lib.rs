@@ -4,6 +4,7 @@
 pub mod client;
 pub mod fleet;
 pub mod media;
+pub mod port;
 pub mod role;
 pub mod servers;
 pub mod wait;

@@ -1,7 +1,6 @@
 //! A dispatcher or a worker as a child process, with its log and its health endpoint.
 
 use std::fs::File;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -11,6 +10,7 @@ use nix::unistd::Pid;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::port::Port;
 use crate::wait::until;
 
 /// Lines of a log that a failed test shows.
@@ -23,7 +23,7 @@ pub struct Role {
     name: String,
     child: Child,
     log: PathBuf,
-    health: SocketAddr,
+    health: Port,
 }
 
 impl Role {
@@ -33,7 +33,7 @@ impl Role {
     /// When it cannot be started.
     #[must_use]
     pub fn start(binary: &str, name: &str, folder: &Path) -> Role {
-        let health = free_address();
+        let health = Port::take();
         let log = folder.join(format!("{name}.log"));
         let file = File::options().create(true).append(true).open(&log).expect("a log file");
         let program = programs().join(binary);
@@ -45,7 +45,7 @@ impl Role {
         let child = command
             .arg("--config")
             .arg(folder.join("flotilla.toml"))
-            .env("FLOTILLA_TELEMETRY__LISTEN", health.to_string())
+            .env("FLOTILLA_TELEMETRY__LISTEN", health.address().to_string())
             .stdin(Stdio::null())
             .stdout(file.try_clone().expect("a log file"))
             .stderr(file)
@@ -77,7 +77,7 @@ impl Role {
 
     /// What a path of the health endpoint answers: status and body; `None` where nobody listens.
     pub async fn get(&self, path: &str) -> Option<(u16, String)> {
-        let mut stream = TcpStream::connect(self.health).await.ok()?;
+        let mut stream = TcpStream::connect(self.health.address()).await.ok()?;
         let request = format!("GET {path} HTTP/1.1\r\nHost: fleet\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.ok()?;
         let mut answer = String::new();
@@ -160,9 +160,4 @@ fn programs() -> PathBuf {
     let test = std::env::current_exe().expect("a running test");
     let deps = test.parent().expect("a folder of tests");
     deps.parent().expect("a folder of binaries").to_path_buf()
-}
-
-fn free_address() -> SocketAddr {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("a bound port")
 }

@@ -1,17 +1,18 @@
 //! Real servers as child processes: free ports, folders of their own, killed on drop, restartable on the same port.
 
+use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use crate::port::Port;
+
 /// A server that does not answer by then never will.
-const START_TIMEOUT: Duration = Duration::from_secs(10);
-/// A port taken between its choice and the server's start is chosen anew this often.
-const STARTS: usize = 5;
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A nats-server with JetStream.
 pub struct NatsServer(Server);
@@ -79,14 +80,12 @@ impl NatsCluster {
     #[must_use]
     pub fn start() -> Self {
         let binary = find(&["nats-server"]);
-        for _ in 0..STARTS {
-            let routes = [free_port(), free_port(), free_port()];
-            let mut servers: Vec<Server> = (0..routes.len()).map(|own| member(&binary, own, &routes)).collect();
-            if servers.iter_mut().all(Server::run) {
-                return Self(servers);
-            }
-        }
-        panic!("three of {} do not start", binary.display());
+        let routes = [Port::take(), Port::take(), Port::take()];
+        let numbers = routes.each_ref().map(Port::number);
+        let members = routes.into_iter().enumerate();
+        let mut servers: Vec<Server> = members.map(|(own, route)| member(&binary, own, route, &numbers)).collect();
+        servers.iter_mut().for_each(Server::run);
+        Self(servers)
     }
 
     /// Where clients find them: with commas between.
@@ -116,22 +115,32 @@ fn member_name(number: usize) -> String {
     format!("nats-{number}")
 }
 
-fn member(binary: &Path, own: usize, routes: &[u16]) -> Server {
-    let (folder, port) = (TempDir::new().expect("a folder for the server"), free_port());
+fn member(binary: &Path, own: usize, route: Port, routes: &[u16]) -> Server {
+    let (folder, port) = (TempDir::new().expect("a folder for the server"), Port::take());
     let urls: Vec<String> = routes.iter().map(|port| format!("\"nats://127.0.0.1:{port}\"")).collect();
     let text = format!(
-        "server_name: {name}\nlisten: \"127.0.0.1:{port}\"\nmax_payload: 8MB\n\
+        "server_name: {name}\nlisten: \"{address}\"\nmax_payload: 8MB\n\
          jetstream {{ strict: true, store_dir: \"{data}\" }}\n\
-         cluster {{ name: tests, listen: \"127.0.0.1:{route}\", routes: [{urls}] }}\n",
+         cluster {{ name: tests, listen: \"{route}\", routes: [{urls}] }}\n",
         name = member_name(own),
+        address = port.address(),
         data = folder.path().join("data").display(),
-        route = routes[own],
+        route = route.address(),
         urls = urls.join(", "),
     );
     let conf = folder.path().join("nats.conf");
     std::fs::write(&conf, text).expect("a writable folder");
     let arguments = vec!["-c".to_owned(), self::text(&conf)];
-    Server { binary: binary.to_owned(), arguments, hello: b"", greeting: b"INFO ", port, child: None, folder }
+    Server {
+        binary: binary.to_owned(),
+        arguments,
+        hello: b"",
+        greeting: b"INFO ",
+        port,
+        _route: Some(route),
+        child: None,
+        folder,
+    }
 }
 
 impl RedisServer {
@@ -183,7 +192,9 @@ struct Server {
     arguments: Vec<String>,
     hello: &'static [u8],
     greeting: &'static [u8],
-    port: u16,
+    port: Port,
+    /// Where a member of a cluster is reached by the others.
+    _route: Option<Port>,
     child: Option<Child>,
     /// Removed with the server.
     folder: TempDir,
@@ -191,32 +202,29 @@ struct Server {
 
 impl Server {
     fn start(kind: &Kind) -> Self {
-        for _ in 0..STARTS {
-            let folder = TempDir::new().expect("a folder for the server");
-            let port = free_port();
-            let mut server = Self {
-                binary: kind.binary.clone(),
-                arguments: (kind.arguments)(port, folder.path()),
-                hello: kind.hello,
-                greeting: kind.greeting,
-                port,
-                child: None,
-                folder,
-            };
-            if server.run() {
-                return server;
-            }
-        }
-        panic!("{} does not start", kind.binary.display());
+        let (folder, port) = (TempDir::new().expect("a folder for the server"), Port::take());
+        let mut server = Self {
+            binary: kind.binary.clone(),
+            arguments: (kind.arguments)(port.number(), folder.path()),
+            hello: kind.hello,
+            greeting: kind.greeting,
+            port,
+            _route: None,
+            child: None,
+            folder,
+        };
+        server.run();
+        server
     }
 
     fn address(&self) -> SocketAddr {
-        SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
+        self.port.address()
     }
 
-    /// Starts the process and waits until it answers; false where it ended instead.
-    fn run(&mut self) -> bool {
-        let log = std::fs::File::create(self.folder.path().join("log")).expect("a writable folder");
+    /// Starts the process and waits until it answers.
+    fn run(&mut self) {
+        let path = self.folder.path().join("log");
+        let log = File::create(&path).expect("a writable folder");
         let command = Command::new(&self.binary)
             .args(&self.arguments)
             .stdin(Stdio::null())
@@ -225,16 +233,14 @@ impl Server {
             .spawn();
         let child = self.child.insert(command.expect("a server that can be run"));
         let start = Instant::now();
-        while start.elapsed() < START_TIMEOUT {
-            if child.try_wait().expect("our own child").is_some() {
-                return false;
-            }
-            if greets(self.port, self.hello, self.greeting) {
-                return true;
+        while start.elapsed() < START_TIMEOUT && child.try_wait().expect("our own child").is_none() {
+            if greets(self.port.address(), self.hello, self.greeting) {
+                return;
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        false
+        let log = std::fs::read_to_string(path).unwrap_or_default();
+        panic!("{} does not start:\n{log}", self.binary.display());
     }
 
     fn stop(&mut self) {
@@ -246,8 +252,7 @@ impl Server {
 
     fn start_again(&mut self) {
         self.stop();
-        let log = self.folder.path().join("log");
-        assert!(self.run(), "{}", std::fs::read_to_string(log).unwrap_or_default());
+        self.run();
     }
 }
 
@@ -257,18 +262,13 @@ impl Drop for Server {
     }
 }
 
-fn greets(port: u16, hello: &[u8], greeting: &[u8]) -> bool {
-    let Ok(mut stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) else { return false };
+fn greets(address: SocketAddr, hello: &[u8], greeting: &[u8]) -> bool {
+    let Ok(mut stream) = TcpStream::connect(address) else { return false };
     let mut answer = vec![0; greeting.len()];
     stream.set_read_timeout(Some(Duration::from_secs(1))).is_ok()
         && stream.write_all(hello).is_ok()
         && stream.read_exact(&mut answer).is_ok()
         && answer == greeting
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    listener.local_addr().expect("a bound port").port()
 }
 
 /// A server's binary: from `$FLOTILLA_BIN`, from what the set-up put into `.flotilla/bin`, else from `PATH`.
