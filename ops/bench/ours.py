@@ -17,7 +17,7 @@ HOME = os.path.abspath(".flotilla/peers/fleet")
 MODEL = "smollm2-135m-instruct"
 
 threads = 2
-activations = "int16"
+activations = "mixed"
 step = ""
 up = False
 

@@ -56,7 +56,7 @@ impl Default for Options {
             activations: Activations::default(),
             slots: NonZeroU32::new(32).expect("32 is not zero"),
             kv_tokens: None,
-            step_tokens: 512,
+            step_tokens: 128,
             rank: None,
             drain_s: 25,
         }

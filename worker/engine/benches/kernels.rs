@@ -7,7 +7,7 @@ use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use engine::pool::Strip;
 use engine::quant::Format;
-use engine::simd::digits::{Digits, digitise};
+use engine::simd::digits::{Digits, Planes, digitise};
 use engine::simd::linear::{self, Input, Scratch};
 use engine::simd::panel::{BLOCK, Panels};
 use engine::simd::tile::Begin;
@@ -51,16 +51,21 @@ fn products(criterion: &mut Criterion) {
                 });
             }
             singles.finish();
-            for (planes, rows) in [1, 2].into_iter().flat_map(|planes| ROWS.map(|rows| (planes, rows))) {
-                let mut integers = group(criterion, format!("{} int{} {}", format.name(), 8 * planes, level.name()));
+            for (planes, rows) in
+                [Planes::One, Planes::Two].into_iter().flat_map(|planes| ROWS.map(|rows| (planes, rows)))
+            {
+                let mut integers =
+                    group(criterion, format!("{} int{} {}", format.name(), 8 * planes.count(), level.name()));
                 let (x, mut out) = (vec![0.5; rows * inputs], vec![0.0; rows * outputs]);
-                let mut digits = vec![Digits::ZERO; x.len() / BLOCK * planes];
+                let mut scratch = Scratch::default();
+                let mut digits = vec![Digits::ZERO; x.len() / BLOCK * planes.count()];
                 integers.throughput(Throughput::Elements((rows * outputs * inputs) as u64));
                 integers.bench_function(format!("{rows} rows"), |bencher| {
                     bencher.iter(|| {
                         digitise(level, black_box(&x), planes, &mut digits);
                         let strip = &mut Strip::whole(&mut out, outputs);
-                        integer::multiply(level, (&digits, rows), (&panels, 0..panels.count()), (Begin::Zero, strip));
+                        let panels = (&panels, 0..panels.count());
+                        integer::multiply(level, (&digits, rows), panels, (Begin::Zero, strip), &mut scratch);
                     });
                 });
                 integers.finish();

@@ -1,5 +1,5 @@
 //! Tokens a second of whole steps: a prompt of 512, and 1 to 32 sequences that continue.
-//! `FLOTILLA_BENCH_LEVEL`, `_THREADS` and `_ACTIVATIONS` (`f32`, `int16`, `int8`) choose how, `_ONLY` one row.
+//! `FLOTILLA_BENCH_LEVEL`, `_THREADS` and `_ACTIVATIONS` (`f32`, `int16`, `mixed`, `int8`) choose how, `_ONLY` one row.
 
 use std::time::{Duration, Instant};
 
@@ -65,8 +65,9 @@ fn main() {
     let threads = variable("FLOTILLA_BENCH_THREADS").and_then(|n| n.parse().ok()).unwrap_or(2);
     let activations = match variable("FLOTILLA_BENCH_ACTIVATIONS").as_deref() {
         Some("f32") => Activations::F32,
+        Some("int16") => Activations::Int16,
         Some("int8") => Activations::Int8,
-        _ => Activations::Int16,
+        _ => Activations::default(),
     };
     let config =
         EngineConfig { threads, activations, kv_tokens: 32 * 1024, step_tokens: 512, sequences_max: 32, queue_max: 1 };
@@ -82,6 +83,12 @@ fn main() {
     let wanted = |row: &str| only.as_deref().is_none_or(|only| only == row);
     if wanted("prefill 512") {
         measure(&mut loaded, "prefill 512", |_, plan| span(plan, 0, 0, 512));
+    }
+    for rows in [32, 64, 128] {
+        let row = format!("prefill by {rows}");
+        if wanted(&row) {
+            measure(&mut loaded, &row, |step, plan| span(plan, 0, step * rows % 512, rows));
+        }
     }
     for sequences in [1, 4, 8, 16, 32] {
         let row = format!("decode {sequences}");

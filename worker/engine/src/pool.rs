@@ -192,7 +192,7 @@ impl Pool {
 
 impl Pool {
     /// Calls `work` with every tile of a (rows, stride) matrix: the columns of each range of rows, `width` at a time,
-    /// with the numbers of the range and of the group of columns.
+    /// with the numbers of the range and of the group of columns. What `grain` tiles hold, the caller does alone.
     ///
     /// # Panics
     /// When `out` is not whole rows, ranges of rows overlap or are out of order, or there are fewer locals than threads.
@@ -200,6 +200,7 @@ impl Pool {
         &mut self,
         out: (&mut [f32], usize),
         (rows, width): (&[Range<usize>], usize),
+        grain: usize,
         locals: &mut [L],
         work: impl Fn(&mut L, (usize, usize), &mut Strip<'_>) + Sync,
     ) {
@@ -214,7 +215,7 @@ impl Pool {
         assert!(end <= out.len() / stride, "rows of the matrix");
         let groups = stride / width;
         let tiles = rows.len() * groups;
-        let grain = (tiles / (self.threads() * TILE_PIECES_EACH)).max(1);
+        let grain = (tiles / (self.threads() * TILE_PIECES_EACH)).max(grain);
         let out = Pointer(out.as_mut_ptr());
         let locals = Pointer(locals.as_mut_ptr());
         self.run(tiles.div_ceil(grain), &|thread, piece| {
@@ -467,7 +468,7 @@ mod tests {
             let mut pool = Pool::new(threads);
             let mut out = vec![0.0; 10 * 6];
             let mut locals = vec![(); threads];
-            pool.tiles((&mut out, 6), (&[0..1, 1..4, 5..10], 2), &mut locals, |(), (index, group), strip| {
+            pool.tiles((&mut out, 6), (&[0..1, 1..4, 5..10], 2), 1, &mut locals, |(), (index, group), strip| {
                 assert_eq!((strip.rows(), strip.columns()), ([1, 3, 5][index], 2));
                 for row in 0..strip.rows() {
                     for column in 0..2 {
@@ -486,7 +487,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "rows in order")]
     fn tiles_that_share_rows_are_refused() {
-        Pool::new(1).tiles((&mut [0.0; 8], 2), (&[0..2, 1..3], 1), &mut [()], |(), _, _| {});
+        Pool::new(1).tiles((&mut [0.0; 8], 2), (&[0..2, 1..3], 1), 1, &mut [()], |(), _, _| {});
     }
 
     #[test]

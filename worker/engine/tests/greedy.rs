@@ -163,7 +163,7 @@ fn answers_of(running: &Running) {
 
 #[test]
 fn answers_are_the_same_alone_and_in_a_batch() {
-    for activations in [Activations::F32, Activations::Int16, Activations::Int8] {
+    for activations in [Activations::F32, Activations::Int16, Activations::Mixed, Activations::Int8] {
         let running = start(activations);
         let prompts: Vec<Vec<u32>> = goldens().into_iter().map(|golden| golden.prompt).collect();
         let alone: Vec<Answer> =

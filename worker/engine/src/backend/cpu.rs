@@ -14,8 +14,8 @@ use crate::pool::Pool;
 use crate::sampler::Sampler;
 use crate::simd::arena::{Arena, Use};
 use crate::simd::attend;
-use crate::simd::attention::{self, HEAD_WIDTH_MAX, Pages, page_len};
-use crate::simd::digits::{Digits, digitise};
+use crate::simd::attention::{self, HEAD_WIDTH_MAX, Pages, Queries, page_len};
+use crate::simd::digits::{Digits, Planes, digitise};
 use crate::simd::linear::{Input, STRIP_UNIT, Scratch, multiply};
 use crate::simd::panel::{BLOCK, Panels};
 use crate::simd::tile::Begin;
@@ -92,18 +92,17 @@ impl Cpu {
     /// they are.
     fn digits_of_row(&self, parts: &[Panels]) -> usize {
         let integers = parts.iter().find(|part| !part.layout().is_plain());
-        integers.map_or(0, |part| part.columns() / BLOCK * self.activations.planes())
+        integers.map_or(0, |part| part.columns() / BLOCK * self.activations.planes().map_or(0, Planes::count))
     }
 
     /// Writes the rows of `x` as digits. Returns how many those are.
     fn digitise(&mut self, x: &Buf, weight: &Weight) -> usize {
         let of_row = self.digits_of_row(&weight.parts);
-        let (level, planes, all) = (self.level, self.activations.planes(), x.rows * of_row);
-        if all > 0 {
-            self.pool.items((&mut self.digits[..all], of_row), ROWS_ALONE, &mut self.locals, |_, row, out| {
-                digitise(level, x.row(row), planes, out);
-            });
-        }
+        let (Some(planes), 1..) = (self.activations.planes(), of_row) else { return 0 };
+        let (level, all) = (self.level, x.rows * of_row);
+        self.pool.items((&mut self.digits[..all], of_row), ROWS_ALONE, &mut self.locals, |_, row, out| {
+            digitise(level, x.row(row), planes, out);
+        });
         all
     }
 }
@@ -221,7 +220,8 @@ impl Backend for Cpu {
         if x.rows == 0 {
             return;
         }
-        self.pool.strips(out, STRIP_UNIT, &mut self.locals, |local, range, strip| {
+        let unit = if digits.is_empty() { STRIP_UNIT } else { integer::STRIP_UNIT };
+        self.pool.strips(out, unit, &mut self.locals, |local, range, strip| {
             let mut first = 0;
             for part in &weight.parts {
                 let (from, to) = (range.start.max(first), range.end.min(first + part.rows()));
@@ -231,7 +231,8 @@ impl Backend for Cpu {
                     if digits.is_empty() || part.layout().is_plain() {
                         multiply(level, input, (part, panels), (begin, &mut out), &mut local.scratch);
                     } else {
-                        integer::multiply(level, (digits, x.rows), (part, panels), (begin, &mut out));
+                        let digits = (digits, x.rows);
+                        integer::multiply(level, digits, (part, panels), (begin, &mut out), &mut local.scratch);
                     }
                 }
                 first += part.rows();
@@ -282,18 +283,23 @@ impl Backend for Cpu {
         let (level, step, group) = (self.level, &self.step, out.width / heads);
         let tokens: usize = step.rows().iter().map(|row| row.position as usize + 1).sum();
         let grain = if tokens <= TOKENS_ALONE { usize::MAX } else { 1 };
-        self.pool.items((out.begin_rows(qkv.rows), group), grain, &mut self.locals, |_, item, out| {
-            let (row, head) = (item / heads, item % heads);
-            let place = &step.rows()[row];
+        let out = (out.begin_rows(qkv.rows), heads * group);
+        self.pool.tiles(out, (step.runs(), group), grain, &mut self.locals, |_, (run, head), out| {
+            let first = step.runs()[run].start;
+            let place = &step.rows()[first];
             let pages = Pages {
                 arena: &kv.numbers,
                 block_stride: kv.block_stride(),
                 offset: kv.offset(layer, head),
                 table: step.table(place),
-                first: reach.first(place.position as usize),
-                tokens: place.position as usize + 1,
             };
-            attention::attend(level, &qkv.row(row)[head * group..][..group], &pages, width, out);
+            let queries = Queries {
+                numbers: &qkv.all()[first * qkv.width + head * group..],
+                stride: qkv.width,
+                position: place.position as usize,
+                window: reach.window(),
+            };
+            attention::attend(level, &queries, &pages, width, out);
         });
     }
 

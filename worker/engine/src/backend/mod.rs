@@ -17,6 +17,7 @@ use crate::Error;
 use crate::model::Ticket;
 use crate::plan::{BlockId, Plan, Sampled};
 use crate::quant::Format;
+use crate::simd::digits::Planes;
 
 /// A matrix as a model file holds it: rows of `columns` numbers.
 #[derive(Clone, Copy, Debug)]
@@ -60,19 +61,23 @@ pub enum Activations {
     /// As they are: exact, and several times as slow.
     F32,
     /// Rounded to two signed bytes under a scale for each 32: as near the model as [`Activations::F32`] for most uses.
-    #[default]
     Int16,
+    /// One signed byte, and a second one where a row is loudest: most of the nearness of two at little more than the cost
+    /// of one.
+    #[default]
+    Mixed,
     /// Rounded to a signed byte under a scale for each 32, as llama.cpp does.
     Int8,
 }
 
 impl Activations {
-    /// Signed bytes of a number; none where it stays as it is.
-    pub(crate) const fn planes(self) -> usize {
+    /// The signed bytes of a number; none where it stays as it is.
+    pub(crate) const fn planes(self) -> Option<Planes> {
         match self {
-            Activations::F32 => 0,
-            Activations::Int16 => 2,
-            Activations::Int8 => 1,
+            Activations::F32 => None,
+            Activations::Int16 => Some(Planes::Two),
+            Activations::Mixed => Some(Planes::Loud),
+            Activations::Int8 => Some(Planes::One),
         }
     }
 }
@@ -105,13 +110,19 @@ pub enum Reach {
 }
 
 impl Reach {
+    /// Tokens that a row sees at most.
+    #[must_use]
+    pub fn window(self) -> usize {
+        match self {
+            Reach::All => usize::MAX,
+            Reach::Last(window) => window,
+        }
+    }
+
     /// The first token that a row at `position` sees.
     #[must_use]
     pub fn first(self, position: usize) -> usize {
-        match self {
-            Reach::All => 0,
-            Reach::Last(window) => (position + 1).saturating_sub(window),
-        }
+        (position + 1).saturating_sub(self.window())
     }
 }
 

@@ -7,6 +7,7 @@ use crate::Error;
 use crate::backend::StepLimits;
 use crate::model::Ticket;
 use crate::plan::{BLOCK_TOKENS, BlockId, Plan, Sampled, SequenceId, TokenId};
+use crate::simd::attention::ROWS;
 
 /// One row of the step.
 #[derive(Clone, Debug)]
@@ -21,6 +22,8 @@ pub(super) struct Row {
 pub(super) struct Step {
     limits: StepLimits,
     rows: Vec<Row>,
+    /// Rows of following tokens of one sequence, at most [`ROWS`] together.
+    runs: Vec<Range<usize>>,
     blocks: Vec<BlockId>,
     /// The rows to sample from.
     outputs: Vec<usize>,
@@ -36,6 +39,7 @@ impl Step {
         Step {
             limits,
             rows: Vec::with_capacity(limits.rows),
+            runs: Vec::with_capacity(limits.rows),
             blocks: Vec::with_capacity(limits.blocks),
             outputs: Vec::with_capacity(limits.outputs),
             chosen: (0..limits.outputs).map(|_| AtomicU32::new(0)).collect(),
@@ -59,11 +63,15 @@ impl Step {
             return Err(Error::Device("a plan that does not wait for its tokens".into()));
         }
         self.rows.clear();
+        self.runs.clear();
         for span in &plan.spans {
             let end = span.computed + span.rows.len();
             if end.div_ceil(BLOCK_TOKENS) > span.blocks.len() || span.blocks.end > plan.blocks.len() {
                 return Err(Error::Device("a span without a block for every token".into()));
             }
+            let first = self.rows.len();
+            let end = first + span.rows.len();
+            self.runs.extend((first..end).step_by(ROWS).map(|first| first..end.min(first + ROWS)));
             for (row, position) in span.rows.clone().zip(span.computed as u32..) {
                 self.rows.push(Row { token: plan.tokens[row], position, blocks: span.blocks.clone() });
             }
@@ -80,6 +88,10 @@ impl Step {
 
     pub(super) fn rows(&self) -> &[Row] {
         &self.rows
+    }
+
+    pub(super) fn runs(&self) -> &[Range<usize>] {
+        &self.runs
     }
 
     pub(super) fn table(&self, row: &Row) -> &[BlockId] {

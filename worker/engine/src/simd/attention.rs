@@ -3,11 +3,13 @@
 //! A page is one block of 16 tokens of one key-value head: the keys as (head width, 16 tokens), so that a score's lanes
 //! are tokens; then the values as (16 tokens, head width), so that an output's lanes are its numbers. No sum crosses
 //! lanes but the softmax's own. Pages are visited in the order of positions, one softmax step a page, so a row's result
-//! depends neither on how its prompt was cut into steps nor on where its pages lie.
+//! depends neither on how its prompt was cut into steps, nor on where its pages lie, nor on the rows that share the
+//! reading of them.
 
 use super::lanes::Lanes;
 use super::{Kernel, LANES, Level};
 use crate::plan::{BLOCK_TOKENS, BlockId};
+use crate::pool::Strip;
 
 const _: () = assert!(BLOCK_TOKENS == LANES, "a page's scores are one group of lanes");
 
@@ -15,6 +17,21 @@ const _: () = assert!(BLOCK_TOKENS == LANES, "a page's scores are one group of l
 pub const HEAD_WIDTH_MAX: usize = 256;
 /// Query heads that share one pass over the pages.
 const GROUP: usize = 4;
+/// Rows of a sequence that are looked at together: each level takes as many at a time as it has registers for.
+pub const ROWS: usize = 12;
+
+/// Queries of following tokens of one sequence: of each, the heads that share one key-value head.
+#[derive(Clone, Copy, Debug)]
+pub struct Queries<'a> {
+    /// The first head of the first row, and what follows.
+    pub numbers: &'a [f32],
+    /// Numbers from a row to the next.
+    pub stride: usize,
+    /// The token of the first row.
+    pub position: usize,
+    /// Tokens that each row looks back at, its own included.
+    pub window: usize,
+}
 
 /// Where the pages of one key-value head of one layer lie in the arena.
 #[derive(Clone, Copy, Debug)]
@@ -27,10 +44,6 @@ pub struct Pages<'a> {
     pub offset: usize,
     /// The sequence's blocks, in order.
     pub table: &'a [BlockId],
-    /// The first token to look at.
-    pub first: usize,
-    /// Where the tokens to look at end.
-    pub tokens: usize,
 }
 
 /// Numbers in a page for heads of this width: keys, then values.
@@ -39,110 +52,285 @@ pub const fn page_len(head_width: usize) -> usize {
     2 * head_width * BLOCK_TOKENS
 }
 
-/// Attends with the query heads `q` (heads, width) that share one key-value head; writes `out` (heads, width).
+/// Attends with each row of `queries`; writes (rows, heads * `head_width`).
 ///
 /// # Panics
-/// When a page would lie outside the arena, or widths are not multiples of 16.
-pub fn attend(level: Level, q: &[f32], pages: &Pages<'_>, head_width: usize, out: &mut [f32]) {
+/// When a page would lie outside the arena, a row would, or widths are not multiples of 16.
+pub fn attend(level: Level, queries: &Queries<'_>, pages: &Pages<'_>, head_width: usize, out: &mut Strip<'_>) {
+    let (rows, heads) = (out.rows(), out.columns() / head_width);
     assert!(head_width.is_multiple_of(LANES) && head_width <= HEAD_WIDTH_MAX, "a head of whole groups of lanes");
-    assert!(q.len() == out.len() && q.len().is_multiple_of(head_width), "whole heads in, whole heads out");
-    let blocks = pages.tokens.div_ceil(BLOCK_TOKENS);
-    assert!(pages.first < pages.tokens && blocks <= pages.table.len(), "a block for every token");
-    let unseen = pages.first / BLOCK_TOKENS;
-    let table = &pages.table[unseen..blocks];
+    assert!(out.columns() == heads * head_width && queries.window > 0, "whole heads, a token to look at");
+    if rows == 0 {
+        return;
+    }
+    assert!((rows - 1) * queries.stride + out.columns() <= queries.numbers.len(), "whole heads for every row");
+    let first = (queries.position + 1).saturating_sub(queries.window) / BLOCK_TOKENS;
+    let table = &pages.table[..(queries.position + rows).div_ceil(BLOCK_TOKENS)];
     let end = pages.offset + page_len(head_width);
-    assert!(table.iter().all(|block| block.0 as usize * pages.block_stride + end <= pages.arena.len()), "pages inside");
-    let parts = q.chunks(GROUP * head_width).zip(out.chunks_mut(GROUP * head_width));
-    for (q, out) in parts {
+    let inside = |block: &BlockId| block.0 as usize * pages.block_stride + end <= pages.arena.len();
+    assert!(table[first..].iter().all(inside), "pages inside");
+    for head in (0..heads).step_by(GROUP) {
         let work = Attend {
-            q: q.as_ptr(),
-            out: out.as_mut_ptr(),
+            q: queries.numbers[head * head_width..].as_ptr(),
+            q_stride: queries.stride,
+            out: out.as_mut_ptr().wrapping_add(head * head_width),
+            out_stride: out.stride(),
             arena: pages.arena[pages.offset..].as_ptr(),
             stride: pages.block_stride,
             table,
-            first: pages.first - unseen * BLOCK_TOKENS,
-            tokens: pages.tokens - unseen * BLOCK_TOKENS,
+            rows,
+            position: queries.position,
+            window: queries.window,
             width: head_width,
             scale: 1.0 / (head_width as f32).sqrt(),
         };
         // SAFETY: pages lie inside the arena, queries and outputs hold as many heads as the kernel's name says.
         unsafe {
-            match q.len() / head_width {
-                1 => level.run(Heads::<1>(work)),
-                2 => level.run(Heads::<2>(work)),
-                3 => level.run(Heads::<3>(work)),
-                _ => level.run(Heads::<4>(work)),
+            match heads - head {
+                1 => level.run(Heads::<1, 8>(work)),
+                2 => level.run(Heads::<2, 6>(work)),
+                3 => level.run(Heads::<3, 4>(work)),
+                _ => level.run(Heads::<4, 3>(work)),
             }
         }
     }
 }
 
+#[derive(Clone, Copy)]
 struct Attend<'a> {
     q: *const f32,
+    q_stride: usize,
     out: *mut f32,
+    out_stride: usize,
     arena: *const u16,
     stride: usize,
     table: &'a [BlockId],
-    /// Tokens of the first page that are not looked at.
-    first: usize,
-    tokens: usize,
+    rows: usize,
+    /// Of the first row.
+    position: usize,
+    window: usize,
     width: usize,
     scale: f32,
 }
 
-/// `G` query heads over the same pages.
-struct Heads<'a, const G: usize>(Attend<'a>);
+/// `G` query heads over the same pages, `R` rows at a time where registers suffice.
+#[derive(Clone, Copy)]
+struct Heads<'a, const G: usize, const R: usize>(Attend<'a>);
 
-impl<const G: usize> Kernel for Heads<'_, G> {
+/// What a row's softmax has come to.
+#[derive(Clone, Copy)]
+struct Softmax<V: Lanes, const G: usize> {
+    top: [f32; G],
+    total: [V::F; G],
+}
+
+impl<const G: usize, const R: usize> Kernel for Heads<'_, G, R> {
     #[inline(always)]
     unsafe fn run<V: Lanes>(self) {
-        let Heads(work) = self;
-        let groups = work.width / LANES;
+        let mut row = 0;
         // SAFETY: as `attend` checked.
         unsafe {
-            for at in 0..G * groups {
-                V::store(work.out.add(at * LANES), V::splat(0.0));
+            if V::ACCUMULATORS >= 2 * G * R {
+                while row + R <= self.0.rows {
+                    self.rows::<V, R>(row);
+                    row += R;
+                }
             }
-            let mut top = [f32::NEG_INFINITY; G];
-            let mut total = [V::splat(0.0); G];
-            for (index, block) in work.table.iter().enumerate() {
-                let tokens = LANES.min(work.tokens - index * LANES);
-                let keys = work.arena.add(block.0 as usize * work.stride);
-                let skipped = if index == 0 { work.first } else { 0 };
-                let mut scores = scores::<V, G>(&work, keys, tokens);
-                if skipped > 0 {
-                    for score in &mut scores {
-                        *score = drop_first::<V>(*score, skipped, f32::NEG_INFINITY);
+            while row < self.0.rows {
+                self.rows::<V, 1>(row);
+                row += 1;
+            }
+        }
+    }
+}
+
+impl<const G: usize, const R: usize> Heads<'_, G, R> {
+    /// `N` rows from `row` on, page by page.
+    #[inline(always)]
+    unsafe fn rows<V: Lanes, const N: usize>(self, row: usize) {
+        let Heads(work) = self;
+        // SAFETY: as `attend` checked.
+        unsafe {
+            let mut state = [Softmax::<V, G> { top: [f32::NEG_INFINITY; G], total: [V::splat(0.0); G] }; N];
+            for r in 0..N {
+                for at in (0..G * work.width).step_by(LANES) {
+                    V::store(work.out(row + r).add(at), V::splat(0.0));
+                }
+            }
+            let last = work.position + row + N - 1;
+            for page in work.first(row) / BLOCK_TOKENS..=last / BLOCK_TOKENS {
+                let begin = page * BLOCK_TOKENS;
+                let all = work.position + row + 1 >= begin + BLOCK_TOKENS && work.first(row + N - 1) <= begin;
+                if N == 1 || all {
+                    self.page::<V, N>((row, page), &mut state);
+                } else {
+                    // At an edge of what the rows see, each has its own.
+                    for r in 0..N {
+                        if work.position + row + r >= begin && work.first(row + r) < begin + BLOCK_TOKENS {
+                            self.page::<V, 1>((row + r, page), std::array::from_mut(&mut state[r]));
+                        }
                     }
                 }
-                let mut weights = [[0.0; LANES]; G];
-                let mut shrink = [1.0; G];
+            }
+            for r in 0..N {
                 for g in 0..G {
-                    let new = top[g].max(V::greatest(scores[g]));
-                    if new > top[g] {
-                        shrink[g] = V::to_array(V::exp(V::splat(top[g] - new)))[0];
-                        top[g] = new;
+                    let share = V::splat(1.0 / V::sum(state[r].total[g]));
+                    for at in (g * work.width..(g + 1) * work.width).step_by(LANES) {
+                        let out = work.out(row + r).add(at);
+                        V::store(out, V::mul(V::load(out), share));
                     }
-                    let mut p = V::exp(V::sub(scores[g], V::splat(new)));
+                }
+            }
+        }
+    }
+
+    /// One page for `N` rows that see it: all of its tokens, unless there is one row.
+    #[inline(always)]
+    unsafe fn page<V: Lanes, const N: usize>(self, (row, page): (usize, usize), state: &mut [Softmax<V, G>; N]) {
+        let Heads(work) = self;
+        let begin = page * BLOCK_TOKENS;
+        let tokens = LANES.min(work.position + row + 1 - begin);
+        let skipped = if N == 1 { work.first(row).saturating_sub(begin) } else { 0 };
+        // SAFETY: as `attend` checked.
+        unsafe {
+            let keys = work.arena.add(work.table.get_unchecked(page).0 as usize * work.stride);
+            let mut scores = self.scores::<V, N>(row, keys, tokens);
+            let mut weights = [[[0.0; LANES]; G]; N];
+            let mut shrink = [[1.0; G]; N];
+            for r in 0..N {
+                for g in 0..G {
+                    let (state, score) = (&mut state[r], &mut scores[r][g]);
+                    if skipped > 0 {
+                        *score = drop_first::<V>(*score, skipped, f32::NEG_INFINITY);
+                    }
+                    let new = state.top[g].max(V::greatest(*score));
+                    if new > state.top[g] {
+                        shrink[r][g] = V::to_array(V::exp(V::splat(state.top[g] - new)))[0];
+                        state.top[g] = new;
+                    }
+                    let mut p = V::exp(V::sub(*score, V::splat(new)));
                     if tokens < LANES {
                         p = V::keep_first(p, tokens, 0.0);
                     }
                     if skipped > 0 {
                         p = drop_first::<V>(p, skipped, 0.0);
                     }
-                    total[g] = V::fma(total[g], V::splat(shrink[g]), p);
-                    weights[g] = V::to_array(p);
+                    state.total[g] = V::fma(state.total[g], V::splat(shrink[r][g]), p);
+                    weights[r][g] = V::to_array(p);
                 }
-                add_values::<V, G>(&work, keys.add(work.width * LANES), (&weights, &shrink), tokens);
             }
-            for (g, total) in total.into_iter().enumerate() {
-                let share = V::splat(1.0 / V::sum(total));
-                for group in 0..groups {
-                    let out = work.out.add(g * work.width + group * LANES);
-                    V::store(out, V::mul(V::load(out), share));
+            self.add_values::<V, N>((row, keys.add(work.width * LANES)), (&weights, &shrink), tokens);
+        }
+    }
+
+    /// The scaled scores of a page's tokens; minus infinity where there is none. Two chains a head: even and odd
+    /// numbers.
+    #[inline(always)]
+    unsafe fn scores<V: Lanes, const N: usize>(self, row: usize, keys: *const u16, tokens: usize) -> [[V::F; G]; N] {
+        let Heads(work) = self;
+        // SAFETY: the page holds `width` groups of keys; every head of `q` is `width` wide, an even number.
+        unsafe {
+            let q: [*const f32; N] = std::array::from_fn(|r| work.q.wrapping_add((row + r) * work.q_stride));
+            let mut even = [[V::splat(0.0); G]; N];
+            let mut odd = [[V::splat(0.0); G]; N];
+            for i in (0..work.width).step_by(2) {
+                let (a, b) = (V::load_f16(keys.add(i * LANES)), V::load_f16(keys.add((i + 1) * LANES)));
+                for r in 0..N {
+                    for g in 0..G {
+                        let q = q[r].add(g * work.width + i);
+                        even[r][g] = V::fma(V::splat(*q), a, even[r][g]);
+                        odd[r][g] = V::fma(V::splat(*q.add(1)), b, odd[r][g]);
+                    }
+                }
+            }
+            for r in 0..N {
+                for g in 0..G {
+                    even[r][g] = V::mul(V::add(even[r][g], odd[r][g]), V::splat(work.scale));
+                    if tokens < LANES {
+                        even[r][g] = V::keep_first(even[r][g], tokens, f32::NEG_INFINITY);
+                    }
+                }
+            }
+            even
+        }
+    }
+
+    /// Shrinks what the outputs hold and adds a page's weighted values: for one row several groups of lanes side by
+    /// side, since one chain of sums alone would wait for each addition.
+    #[inline(always)]
+    unsafe fn add_values<V: Lanes, const N: usize>(
+        self,
+        (row, values): (usize, *const u16),
+        weights: (&[[[f32; LANES]; G]; N], &[[f32; G]; N]),
+        tokens: usize,
+    ) {
+        let mut at = 0;
+        // SAFETY: groups are inside the width.
+        unsafe {
+            while N == 1 && V::ACCUMULATORS >= 4 * G && at + 4 * LANES <= self.0.width {
+                self.add_groups::<V, N, 4>((row, at), values, weights, tokens);
+                at += 4 * LANES;
+            }
+            while at < self.0.width {
+                self.add_groups::<V, N, 1>((row, at), values, weights, tokens);
+                at += LANES;
+            }
+        }
+    }
+
+    /// The same for `D` groups of lanes from `at` on.
+    #[inline(always)]
+    unsafe fn add_groups<V: Lanes, const N: usize, const D: usize>(
+        self,
+        (row, at): (usize, usize),
+        values: *const u16,
+        (weights, shrink): (&[[[f32; LANES]; G]; N], &[[f32; G]; N]),
+        tokens: usize,
+    ) {
+        let Heads(work) = self;
+        // SAFETY: the page holds 16 rows of `width` values; outputs are `width` wide.
+        unsafe {
+            let mut sums = [[[V::splat(0.0); D]; G]; N];
+            for r in 0..N {
+                for g in 0..G {
+                    for d in 0..D {
+                        let out = V::load(work.out(row + r).add(g * work.width + at + d * LANES));
+                        sums[r][g][d] = V::mul(out, V::splat(shrink[r][g]));
+                    }
+                }
+            }
+            for token in 0..tokens {
+                for d in 0..D {
+                    let value = V::load_f16(values.add(token * work.width + at + d * LANES));
+                    for r in 0..N {
+                        for g in 0..G {
+                            sums[r][g][d] = V::fma(V::splat(weights[r][g][token]), value, sums[r][g][d]);
+                        }
+                    }
+                }
+            }
+            for r in 0..N {
+                for g in 0..G {
+                    for d in 0..D {
+                        V::store(work.out(row + r).add(g * work.width + at + d * LANES), sums[r][g][d]);
+                    }
                 }
             }
         }
+    }
+}
+
+impl Attend<'_> {
+    /// The first token that a row looks at.
+    #[inline(always)]
+    fn first(&self, row: usize) -> usize {
+        (self.position + row + 1).saturating_sub(self.window)
+    }
+
+    /// A row's outputs.
+    #[inline(always)]
+    fn out(&self, row: usize) -> *mut f32 {
+        self.out.wrapping_add(row * self.out_stride)
     }
 }
 
@@ -154,60 +342,6 @@ unsafe fn drop_first<V: Lanes>(x: V::F, count: usize, fill: f32) -> V::F {
         let mut all = V::to_array(x);
         all[..count.min(LANES)].fill(fill);
         V::load(all.as_ptr())
-    }
-}
-
-/// The scaled scores of a page's tokens; minus infinity where there is none. Two chains a head: even and odd numbers.
-#[inline(always)]
-unsafe fn scores<V: Lanes, const G: usize>(work: &Attend<'_>, keys: *const u16, tokens: usize) -> [V::F; G] {
-    // SAFETY: the page holds `width` groups of keys; every head of `q` is `width` wide, an even number.
-    unsafe {
-        let mut even = [V::splat(0.0); G];
-        let mut odd = [V::splat(0.0); G];
-        for i in (0..work.width).step_by(2) {
-            let (a, b) = (V::load_f16(keys.add(i * LANES)), V::load_f16(keys.add((i + 1) * LANES)));
-            for g in 0..G {
-                let q = work.q.add(g * work.width + i);
-                even[g] = V::fma(V::splat(*q), a, even[g]);
-                odd[g] = V::fma(V::splat(*q.add(1)), b, odd[g]);
-            }
-        }
-        for g in 0..G {
-            even[g] = V::mul(V::add(even[g], odd[g]), V::splat(work.scale));
-            if tokens < LANES {
-                even[g] = V::keep_first(even[g], tokens, f32::NEG_INFINITY);
-            }
-        }
-        even
-    }
-}
-
-/// Shrinks what the outputs hold and adds a page's weighted values.
-#[inline(always)]
-unsafe fn add_values<V: Lanes, const G: usize>(
-    work: &Attend<'_>,
-    values: *const u16,
-    (weights, shrink): (&[[f32; LANES]; G], &[f32; G]),
-    tokens: usize,
-) {
-    for group in 0..work.width / LANES {
-        // SAFETY: the page holds 16 rows of `width` values; outputs are `width` wide.
-        unsafe {
-            let mut sums = [V::splat(0.0); G];
-            for g in 0..G {
-                let out = work.out.add(g * work.width + group * LANES);
-                sums[g] = V::mul(V::load(out), V::splat(shrink[g]));
-            }
-            for token in 0..tokens {
-                let value = V::load_f16(values.add(token * work.width + group * LANES));
-                for g in 0..G {
-                    sums[g] = V::fma(V::splat(weights[g][token]), value, sums[g]);
-                }
-            }
-            for g in 0..G {
-                V::store(work.out.add(g * work.width + group * LANES), sums[g]);
-            }
-        }
     }
 }
 

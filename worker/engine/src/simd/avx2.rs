@@ -2,7 +2,6 @@
 
 use std::arch::x86_64::*;
 
-use super::digits::Digits;
 use super::lanes::Lanes;
 use super::{Kernel, LANES};
 
@@ -48,6 +47,7 @@ impl Lanes for Ymm {
     type U = (__m256i, __m256i);
     const ACCUMULATORS: usize = 6;
     const DIRECT_TOKENS: usize = 2;
+    const BYTES_CENTRE: i32 = 0;
 
     both!(fma(a, b, c) _mm256_fmadd_ps);
     both!(add(a, b) _mm256_add_ps);
@@ -148,51 +148,101 @@ impl Lanes for Ymm {
         }
     }
     #[inline(always)]
-    unsafe fn low_nibbles(x: Self::U) -> Self::U {
+    unsafe fn splat_u32(x: u32) -> Self::U {
         // SAFETY: see the head of this block.
-        unsafe { (_mm256_and_si256(x.0, _mm256_set1_epi8(15)), _mm256_and_si256(x.1, _mm256_set1_epi8(15))) }
+        unsafe { (_mm256_set1_epi32(x.cast_signed()), _mm256_set1_epi32(x.cast_signed())) }
     }
     #[inline(always)]
-    unsafe fn high_nibbles(x: Self::U) -> Self::U {
+    unsafe fn sub_u32(a: Self::U, b: Self::U) -> Self::U {
         // SAFETY: see the head of this block.
-        unsafe { Self::low_nibbles((_mm256_srli_epi32::<4>(x.0), _mm256_srli_epi32::<4>(x.1))) }
+        unsafe { (_mm256_sub_epi32(a.0, b.0), _mm256_sub_epi32(a.1, b.1)) }
     }
     #[inline(always)]
-    unsafe fn dot_nibbles<const T: usize>(w: [Self::U; 8], x: [&Digits; T], centre: i32) -> [Pair; T] {
-        // Two products of 15 * 127 are added in 16 bits; eight such sums fit there too.
+    unsafe fn shift_byte(x: Self::U) -> Self::U {
         // SAFETY: see the head of this block.
-        unsafe {
-            let mut sums = [(_mm256_setzero_si256(), _mm256_setzero_si256()); T];
-            for (word, w) in w.into_iter().enumerate() {
-                for t in 0..T {
-                    let x = four(x[t], 4 * word);
-                    sums[t].0 = _mm256_add_epi16(sums[t].0, _mm256_maddubs_epi16(w.0, x));
-                    sums[t].1 = _mm256_add_epi16(sums[t].1, _mm256_maddubs_epi16(w.1, x));
+        unsafe { (_mm256_slli_epi32::<8>(x.0), _mm256_slli_epi32::<8>(x.1)) }
+    }
+    #[inline(always)]
+    unsafe fn from_i32(x: Self::U) -> Pair {
+        // SAFETY: see the head of this block.
+        unsafe { (_mm256_cvtepi32_ps(x.0), _mm256_cvtepi32_ps(x.1)) }
+    }
+    #[inline(always)]
+    unsafe fn fetch(from: *const u8) {
+        // SAFETY: see the head of this block; any address may be asked for.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) };
+    }
+    #[inline(always)]
+    unsafe fn store_nibbles(to: *mut u32, body: *const u32) {
+        for word in 0..4 {
+            // SAFETY: see the head of this block.
+            unsafe {
+                for (half, w) in nibbles::<false>(body, word).into_iter().enumerate() {
+                    let to = to.add((2 * word + half) * LANES);
+                    _mm256_storeu_si256(to.cast(), w.0);
+                    _mm256_storeu_si256(to.add(8).cast(), w.1);
                 }
             }
-            std::array::from_fn(|t| {
-                let less = _mm256_set1_epi32(-centre * (x[t].halves[0] + x[t].halves[1]));
-                let whole = |sum| _mm256_cvtepi32_ps(_mm256_add_epi32(pairs(sum), less));
-                (whole(sums[t].0), whole(sums[t].1))
-            })
         }
     }
     #[inline(always)]
-    unsafe fn dot_bytes<const N: usize, const T: usize>(w: [Self::U; N], x: [&Digits; T], half: usize) -> [Pair; T] {
-        // The instruction takes unsigned weights: their signs go to the digits. Two products of 128 * 127 fit 16 bits.
+    unsafe fn halves(digits: *const i8) -> [i32; 2] {
+        // SAFETY: see the head of this block.
+        unsafe { halves(digits) }
+    }
+    /// Two products of 15 * 127 are added in 16 bits; eight such sums fit there too.
+    #[inline(always)]
+    unsafe fn dot_nibbles<const T: usize, const P: usize, const BYTES: bool>(
+        body: [*const u32; P],
+        x: [*const i8; T],
+        sums: &mut [[Self::U; P]; T],
+    ) {
         // SAFETY: see the head of this block.
         unsafe {
-            let mut sums = [(_mm256_setzero_si256(), _mm256_setzero_si256()); T];
-            for (word, w) in w.into_iter().enumerate() {
-                let size = (_mm256_abs_epi8(w.0), _mm256_abs_epi8(w.1));
+            let mut shorts = [[Self::splat_u32(0); P]; T];
+            for word in 0..4 {
+                let w = body.map(|body| nibbles::<BYTES>(body, word));
                 for t in 0..T {
-                    let x = four(x[t], half * LANES + 4 * word);
-                    let product = |size, w| pairs(_mm256_maddubs_epi16(size, _mm256_sign_epi8(x, w)));
-                    sums[t].0 = _mm256_add_epi32(sums[t].0, product(size.0, w.0));
-                    sums[t].1 = _mm256_add_epi32(sums[t].1, product(size.1, w.1));
+                    for half in 0..2 {
+                        let x = four(x[t].add(8 * word + 4 * half));
+                        for p in 0..P {
+                            let (sum, w) = (&mut shorts[t][p], w[p][half]);
+                            sum.0 = _mm256_add_epi16(sum.0, _mm256_maddubs_epi16(w.0, x));
+                            sum.1 = _mm256_add_epi16(sum.1, _mm256_maddubs_epi16(w.1, x));
+                        }
+                    }
                 }
             }
-            sums.map(|sum| (_mm256_cvtepi32_ps(sum.0), _mm256_cvtepi32_ps(sum.1)))
+            for t in 0..T {
+                for p in 0..P {
+                    sums[t][p].0 = _mm256_add_epi32(sums[t][p].0, pairs(shorts[t][p].0));
+                    sums[t][p].1 = _mm256_add_epi32(sums[t][p].1, pairs(shorts[t][p].1));
+                }
+            }
+        }
+    }
+    /// The instruction takes unsigned weights: their signs go to the digits. Two products of 128 * 127 fit 16 bits.
+    #[inline(always)]
+    unsafe fn dot_bytes<const T: usize, const P: usize>(
+        body: [*const u32; P],
+        x: [*const i8; T],
+        sums: &mut [[Self::U; P]; T],
+    ) {
+        for word in 0..4 {
+            // SAFETY: see the head of this block.
+            unsafe {
+                let w = body.map(|body| Self::load_u32(body.add(word * LANES)));
+                let size = w.map(|w| (_mm256_abs_epi8(w.0), _mm256_abs_epi8(w.1)));
+                for t in 0..T {
+                    let x = four(x[t].add(4 * word));
+                    let product = |size, w| pairs(_mm256_maddubs_epi16(size, _mm256_sign_epi8(x, w)));
+                    for p in 0..P {
+                        let sum = &mut sums[t][p];
+                        sum.0 = _mm256_add_epi32(sum.0, product(size[p].0, w[p].0));
+                        sum.1 = _mm256_add_epi32(sum.1, product(size[p].1, w[p].1));
+                    }
+                }
+            }
         }
     }
     #[inline(always)]
@@ -264,9 +314,41 @@ unsafe fn brain(from: *const u16) -> __m256 {
 
 /// Four digits in every lane.
 #[inline(always)]
-unsafe fn four(x: &Digits, first: usize) -> __m256i {
-    // SAFETY: inlined into `run`, where the features are; a block has 32 digits.
-    unsafe { _mm256_set1_epi32(x.digits.as_ptr().add(first).cast::<i32>().read_unaligned()) }
+unsafe fn four(x: *const i8) -> __m256i {
+    // SAFETY: inlined into `run`, where the features are; the caller's pointer is valid for four digits.
+    unsafe { _mm256_set1_epi32(x.cast::<i32>().read_unaligned()) }
+}
+
+/// Eight nibbles of every lane as two words of bytes: of its word `word`, or of two words where they are `BYTES`.
+#[inline(always)]
+unsafe fn nibbles<const BYTES: bool>(body: *const u32, word: usize) -> [(__m256i, __m256i); 2] {
+    // SAFETY: inlined into `run`, where the features are; the caller's block holds the words.
+    unsafe {
+        if BYTES {
+            return [Ymm::load_u32(body.add(2 * word * LANES)), Ymm::load_u32(body.add((2 * word + 1) * LANES))];
+        }
+        let (both, mask) = (Ymm::load_u32(body.add(word * LANES)), _mm256_set1_epi8(15));
+        let low = |w| _mm256_and_si256(w, mask);
+        [(low(both.0), low(both.1)), (low(_mm256_srli_epi32::<4>(both.0)), low(_mm256_srli_epi32::<4>(both.1)))]
+    }
+}
+
+/// The sums of the first and the last 16 bytes of 32.
+///
+/// # Safety
+/// AVX2 is there, and the pointer is valid for 32 bytes.
+#[inline(always)]
+pub(super) unsafe fn halves(digits: *const i8) -> [i32; 2] {
+    // SAFETY: the caller's duty.
+    unsafe {
+        // Sums of absolute differences are of unsigned bytes: 128 is added to each, and taken off again.
+        let unsigned = _mm256_xor_si256(_mm256_loadu_si256(digits.cast()), _mm256_set1_epi8(-128));
+        let eights = _mm256_sad_epu8(unsigned, _mm256_setzero_si256());
+        let half = |eights: __m128i| {
+            _mm_cvtsi128_si32(_mm_add_epi32(eights, _mm_unpackhi_epi64(eights, eights))) - 128 * LANES as i32
+        };
+        [half(_mm256_castsi256_si128(eights)), half(_mm256_extracti128_si256::<1>(eights))]
+    }
 }
 
 /// Sums of neighbours of 16 bits.

@@ -2,7 +2,6 @@
 
 use std::arch::x86_64::*;
 
-use super::digits::Digits;
 use super::lanes::Lanes;
 use super::{Kernel, LANES};
 
@@ -43,6 +42,7 @@ impl Lanes for Zmm {
     type U = __m512i;
     const ACCUMULATORS: usize = 24;
     const DIRECT_TOKENS: usize = 8;
+    const BYTES_CENTRE: i32 = 128;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m512 {
@@ -117,44 +117,85 @@ impl Lanes for Zmm {
         }
     }
     #[inline(always)]
-    unsafe fn low_nibbles(x: __m512i) -> __m512i {
+    unsafe fn splat_u32(x: u32) -> __m512i {
         // SAFETY: see the head of this block.
-        unsafe { _mm512_and_si512(x, _mm512_set1_epi8(15)) }
+        unsafe { _mm512_set1_epi32(x.cast_signed()) }
     }
     #[inline(always)]
-    unsafe fn high_nibbles(x: __m512i) -> __m512i {
+    unsafe fn sub_u32(a: __m512i, b: __m512i) -> __m512i {
         // SAFETY: see the head of this block.
-        unsafe { _mm512_and_si512(_mm512_srli_epi32::<4>(x), _mm512_set1_epi8(15)) }
+        unsafe { _mm512_sub_epi32(a, b) }
     }
     #[inline(always)]
-    unsafe fn dot_nibbles<const T: usize>(w: [__m512i; 8], x: [&Digits; T], centre: i32) -> [__m512; T] {
+    unsafe fn shift_byte(x: __m512i) -> __m512i {
         // SAFETY: see the head of this block.
-        unsafe {
-            let mut sums = x.map(|x| _mm512_set1_epi32(-centre * (x.halves[0] + x.halves[1])));
-            for (word, w) in w.into_iter().enumerate() {
-                for t in 0..T {
-                    sums[t] = _mm512_dpbusd_epi32(sums[t], w, four(x[t], 4 * word));
-                }
+        unsafe { _mm512_slli_epi32::<8>(x) }
+    }
+    #[inline(always)]
+    unsafe fn from_i32(x: __m512i) -> __m512 {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_cvtepi32_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn fetch(from: *const u8) {
+        // SAFETY: see the head of this block; any address may be asked for.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) };
+    }
+    #[inline(always)]
+    unsafe fn store_nibbles(to: *mut u32, body: *const u32) {
+        for word in 0..4 {
+            // SAFETY: see the head of this block.
+            unsafe {
+                let [low, high] = nibbles::<false>(body, word);
+                _mm512_storeu_si512(to.add(2 * word * LANES).cast(), low);
+                _mm512_storeu_si512(to.add((2 * word + 1) * LANES).cast(), high);
             }
-            sums.map(|sum| _mm512_cvtepi32_ps(sum))
         }
     }
     #[inline(always)]
-    unsafe fn dot_bytes<const N: usize, const T: usize>(w: [__m512i; N], x: [&Digits; T], half: usize) -> [__m512; T] {
-        // The instruction takes unsigned weights: 128 is added to each, and its products taken off again.
+    unsafe fn halves(digits: *const i8) -> [i32; 2] {
         // SAFETY: see the head of this block.
-        unsafe {
-            let mut sums = x.map(|x| {
-                let digits = if N == 8 { x.halves[0] + x.halves[1] } else { x.halves[half] };
-                _mm512_set1_epi32(-128 * digits)
-            });
-            for (word, w) in w.into_iter().enumerate() {
-                let w = _mm512_xor_si512(w, _mm512_set1_epi8(-128));
+        unsafe { super::avx2::halves(digits) }
+    }
+    #[inline(always)]
+    unsafe fn dot_nibbles<const T: usize, const P: usize, const BYTES: bool>(
+        body: [*const u32; P],
+        x: [*const i8; T],
+        sums: &mut [[__m512i; P]; T],
+    ) {
+        for word in 0..4 {
+            // SAFETY: see the head of this block.
+            unsafe {
+                let w = body.map(|body| nibbles::<BYTES>(body, word));
                 for t in 0..T {
-                    sums[t] = _mm512_dpbusd_epi32(sums[t], w, four(x[t], half * LANES + 4 * word));
+                    let (first, last) = (four(x[t].add(8 * word)), four(x[t].add(8 * word + 4)));
+                    for p in 0..P {
+                        sums[t][p] = _mm512_dpbusd_epi32(sums[t][p], w[p][0], first);
+                        sums[t][p] = _mm512_dpbusd_epi32(sums[t][p], w[p][1], last);
+                    }
                 }
             }
-            sums.map(|sum| _mm512_cvtepi32_ps(sum))
+        }
+    }
+    /// The instruction takes unsigned weights: hence what is added to each.
+    #[inline(always)]
+    unsafe fn dot_bytes<const T: usize, const P: usize>(
+        body: [*const u32; P],
+        x: [*const i8; T],
+        sums: &mut [[__m512i; P]; T],
+    ) {
+        for word in 0..4 {
+            // SAFETY: see the head of this block.
+            unsafe {
+                let w =
+                    body.map(|body| _mm512_xor_si512(Self::load_u32(body.add(word * LANES)), _mm512_set1_epi8(-128)));
+                for t in 0..T {
+                    let x = four(x[t].add(4 * word));
+                    for p in 0..P {
+                        sums[t][p] = _mm512_dpbusd_epi32(sums[t][p], w[p], x);
+                    }
+                }
+            }
         }
     }
     #[inline(always)]
@@ -242,9 +283,23 @@ fn first(count: usize) -> __mmask16 {
     ((1_u32 << count.min(LANES)) - 1) as __mmask16
 }
 
+/// Eight nibbles of every lane as two words of bytes: of its word `word`, or of two words where they are `BYTES`.
+#[inline(always)]
+unsafe fn nibbles<const BYTES: bool>(body: *const u32, word: usize) -> [__m512i; 2] {
+    // SAFETY: inlined into `run`, where the features are; the caller's block holds the words.
+    unsafe {
+        if BYTES {
+            let first = body.add(2 * word * LANES);
+            return [_mm512_loadu_si512(first.cast()), _mm512_loadu_si512(first.add(LANES).cast())];
+        }
+        let (both, mask) = (_mm512_loadu_si512(body.add(word * LANES).cast()), _mm512_set1_epi8(15));
+        [_mm512_and_si512(both, mask), _mm512_and_si512(_mm512_srli_epi32::<4>(both), mask)]
+    }
+}
+
 /// Four digits in every lane.
 #[inline(always)]
-unsafe fn four(x: &Digits, first: usize) -> __m512i {
-    // SAFETY: inlined into `run`, where the features are; a block has 32 digits.
-    unsafe { _mm512_set1_epi32(x.digits.as_ptr().add(first).cast::<i32>().read_unaligned()) }
+unsafe fn four(x: *const i8) -> __m512i {
+    // SAFETY: inlined into `run`, where the features are; the caller's pointer is valid for four digits.
+    unsafe { _mm512_set1_epi32(x.cast::<i32>().read_unaligned()) }
 }

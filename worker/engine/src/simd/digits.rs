@@ -1,80 +1,160 @@
-//! Inputs of integer products: each block of 32 numbers as signed bytes under one scale, and what that leaves over as
-//! signed bytes again.
+//! Inputs of integer products: each block of 32 numbers as signed integers under one scale, of one byte or of two.
 
 use super::lanes::Lanes;
 use super::panel::BLOCK;
 use super::{Kernel, LANES, Level};
 
-/// 32 numbers as `scale * digits`, rounded to the nearest; ties to even.
+/// A plane of 32 numbers: their signed bytes. Of numbers of two bytes the first plane holds the upper ones, which count
+/// 256, and the second the lower; what else a plane says is of the numbers so far, and in the last plane of the whole.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[repr(C)]
 pub struct Digits {
     /// In -127 to 127.
     pub(super) digits: [i8; BLOCK],
-    /// What a digit stands for.
+    /// What one stands for.
     pub(super) scale: f32,
-    /// The sum of what all digits stand for.
+    /// The sum of what all numbers stand for.
     pub(super) sum: f32,
-    /// The sums of the first and of the last 16 digits.
+    /// The sums of the first and of the last 16 numbers.
     pub(super) halves: [i32; 2],
+    /// Whether the next plane adds anything. Where it does not, it is of zeros.
+    pub(super) more: bool,
+}
+
+/// Which blocks of a row have lower bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Planes {
+    /// None: one plane.
+    One,
+    /// Those whose greatest number is above the row's mean of such, by squares: what rounding costs lies in them.
+    Loud,
+    /// All.
+    Two,
+}
+
+impl Planes {
+    /// Planes of each block.
+    #[must_use]
+    pub const fn count(self) -> usize {
+        match self {
+            Planes::One => 1,
+            Planes::Loud | Planes::Two => 2,
+        }
+    }
 }
 
 impl Digits {
     /// 32 zeros.
-    pub const ZERO: Digits = Digits { digits: [0; BLOCK], scale: 0.0, sum: 0.0, halves: [0; 2] };
+    pub const ZERO: Digits = Digits { digits: [0; BLOCK], scale: 0.0, sum: 0.0, halves: [0; 2], more: false };
 }
 
-/// Writes a row of numbers as digits, `planes` for each block: each holds what those before it leave over.
+/// Writes a row of numbers as digits, its planes side by side for each block.
 ///
 /// # Panics
-/// When the row is not whole blocks, or `out` does not have as many for each.
-pub fn digitise(level: Level, x: &[f32], planes: usize, out: &mut [Digits]) {
-    assert!(planes > 0 && x.len() * planes == out.len() * BLOCK, "digits for each block of numbers");
+/// When the row is not whole blocks, or `out` does not have the planes of each.
+pub fn digitise(level: Level, x: &[f32], planes: Planes, out: &mut [Digits]) {
+    assert!(x.len() * planes.count() == out.len() * BLOCK, "digits for each block of numbers");
     // SAFETY: as many blocks as numbers fill.
     unsafe { level.run(Digitise { x: x.as_ptr(), planes, out }) };
 }
 
 /// A block without greater numbers counts as zeros: the inverse of its scale would be none.
 const LEAST: f32 = 1e-30;
+/// The greatest number of one byte, and of two of which neither is beyond it.
+const GREATEST: [f32; 2] = [127.0, 127.0 * 257.0];
+/// What an upper byte counts.
+const UPPER: f32 = 256.0;
 
 struct Digitise<'a> {
     x: *const f32,
-    planes: usize,
+    planes: Planes,
     out: &'a mut [Digits],
 }
 
 impl Kernel for Digitise<'_> {
     #[inline(always)]
     unsafe fn run<V: Lanes>(self) {
-        for (index, planes) in self.out.chunks_exact_mut(self.planes).enumerate() {
-            // SAFETY: `x` holds a block for every chunk of `out`.
-            unsafe {
-                let x = self.x.add(index * BLOCK);
-                let mut left = [V::load(x), V::load(x.add(LANES))];
-                for plane in planes {
-                    left = write::<V>(left, plane);
+        let mut loud = 0.0;
+        // SAFETY: `x` holds a block for every chunk of `out`.
+        unsafe {
+            if self.planes == Planes::Loud {
+                for (block, planes) in self.out.chunks_exact_mut(2).enumerate() {
+                    let size = greatest::<V>(load::<V>(self.x, block));
+                    planes[0].scale = size;
+                    loud += size * size;
+                }
+                loud /= (self.out.len() / 2) as f32;
+            }
+            for (block, planes) in self.out.chunks_exact_mut(self.planes.count()).enumerate() {
+                let x = load::<V>(self.x, block);
+                match planes {
+                    [only] => only.write::<V>(numbers::<V>(x, greatest::<V>(x), GREATEST[0]), [0; 2]),
+                    [upper, lower] => {
+                        let size = if self.planes == Planes::Loud { upper.scale } else { greatest::<V>(x) };
+                        pair::<V>((x, size), size * size >= loud, (upper, lower));
+                    }
+                    _ => unreachable!("one plane or two"),
                 }
             }
         }
     }
 }
 
-/// Writes a block, and returns what its digits leave over.
 #[inline(always)]
-unsafe fn write<V: Lanes>(x: [V::F; 2], out: &mut Digits) -> [V::F; 2] {
-    // SAFETY: the caller's level; a block has 32 digits.
+unsafe fn load<V: Lanes>(x: *const f32, block: usize) -> [V::F; 2] {
+    // SAFETY: the caller's row has the block.
+    unsafe { [V::load(x.add(block * BLOCK)), V::load(x.add(block * BLOCK + LANES))] }
+}
+
+#[inline(always)]
+unsafe fn greatest<V: Lanes>(x: [V::F; 2]) -> f32 {
+    // SAFETY: the caller's level.
+    unsafe { V::greatest(V::max(V::abs(x[0]), V::abs(x[1]))) }
+}
+
+/// The integers nearest to numbers of which the greatest becomes `greatest`, and what one stands for.
+#[inline(always)]
+unsafe fn numbers<V: Lanes>(x: [V::F; 2], size: f32, greatest: f32) -> ([V::F; 2], f32) {
+    let (scale, inverse) = if size > LEAST { (size / greatest, greatest / size) } else { (0.0, 0.0) };
+    // SAFETY: the caller's level.
+    (x.map(|x| unsafe { V::round(V::mul(x, V::splat(inverse))) }), scale)
+}
+
+/// Writes numbers of two bytes, or the upper alone.
+#[inline(always)]
+unsafe fn pair<V: Lanes>((x, size): ([V::F; 2], f32), both: bool, (upper, lower): (&mut Digits, &mut Digits)) {
+    // SAFETY: the caller's level.
     unsafe {
-        let size = V::greatest(V::max(V::abs(x[0]), V::abs(x[1])));
-        let (scale, inverse) = if size > LEAST { (size / 127.0, 127.0 / size) } else { (0.0, 0.0) };
-        let digits = x.map(|x| V::round(V::mul(x, V::splat(inverse))));
-        V::store_i8(out.digits.as_mut_ptr(), digits[0]);
-        V::store_i8(out.digits.as_mut_ptr().add(LANES), digits[1]);
-        // Sums of so few small integers are exact.
-        let halves = digits.map(|digits| V::sum(digits));
-        out.scale = scale;
-        out.sum = scale * (halves[0] + halves[1]);
-        out.halves = halves.map(|half| half as i32);
-        std::array::from_fn(|half| V::fma(digits[half], V::splat(-scale), x[half]))
+        let (numbers, scale) = numbers::<V>(x, size, GREATEST[1]);
+        let uppers = numbers.map(|x| V::round(V::mul(x, V::splat(1.0 / UPPER))));
+        upper.write::<V>((uppers, scale * UPPER), [0; 2]);
+        upper.more = both;
+        let lowers = if both {
+            // A half that was rounded to the even upper byte leaves 128: one too many for a byte.
+            let (least, most) = (V::splat(-127.0), V::splat(127.0));
+            let rest = |half: usize| V::fma(uppers[half], V::splat(-UPPER), numbers[half]);
+            [V::max(V::min(rest(0), most), least), V::max(V::min(rest(1), most), least)]
+        } else {
+            [V::splat(0.0); 2]
+        };
+        lower.write::<V>((lowers, scale), upper.halves);
+    }
+}
+
+impl Digits {
+    /// Writes a plane of integral numbers; `before` are the sums of the plane before it.
+    #[inline(always)]
+    unsafe fn write<V: Lanes>(&mut self, (digits, scale): ([V::F; 2], f32), before: [i32; 2]) {
+        // SAFETY: the caller's level; a block has 32 digits.
+        unsafe {
+            V::store_i8(self.digits.as_mut_ptr(), digits[0]);
+            V::store_i8(self.digits.as_mut_ptr().add(LANES), digits[1]);
+            let own = V::halves(self.digits.as_ptr());
+            self.halves = [UPPER as i32 * before[0] + own[0], UPPER as i32 * before[1] + own[1]];
+            (self.scale, self.more) = (scale, false);
+            // So small an integer is exact.
+            self.sum = scale * (self.halves[0] + self.halves[1]) as f32;
+        }
     }
 }
 
@@ -86,7 +166,7 @@ mod tests {
     fn a_row_is_within_half_a_digit_at_every_level() {
         let x: Vec<f32> = (0..4 * BLOCK).map(|i| ((i * 7919 % 997) as f32 - 498.0) * (1 + i / BLOCK) as f32).collect();
         let mut first = [Digits::ZERO; 4];
-        digitise(Level::Scalar, &x, 1, &mut first);
+        digitise(Level::Scalar, &x, Planes::One, &mut first);
         for (x, block) in x.chunks_exact(BLOCK).zip(&first) {
             for (x, digit) in x.iter().zip(block.digits) {
                 assert!((x - f32::from(digit) * block.scale).abs() <= block.scale * 0.5001);
@@ -97,7 +177,7 @@ mod tests {
         }
         for level in Level::all() {
             let mut other = [Digits::ZERO; 4];
-            digitise(level, &x, 1, &mut other);
+            digitise(level, &x, Planes::One, &mut other);
             assert_eq!(first, other, "{}", level.name());
         }
     }
@@ -109,7 +189,7 @@ mod tests {
             let mut x = [0.0; 2 * BLOCK];
             x[BLOCK] = f32::MAX;
             x[BLOCK + 1] = f32::MIN;
-            digitise(level, &x, 1, &mut blocks);
+            digitise(level, &x, Planes::One, &mut blocks);
             assert_eq!((blocks[0].digits, blocks[0].scale), ([0; BLOCK], 0.0));
             assert_eq!(blocks[1].digits[..3], [127, -127, 0]);
         }
@@ -120,11 +200,34 @@ mod tests {
         let x: Vec<f32> = (0..BLOCK).map(|i| ((i * 7919 % 997) as f32 - 498.0) / 7.0).collect();
         for level in Level::all() {
             let mut planes = [Digits::ZERO; 2];
-            digitise(level, &x, 2, &mut planes);
+            digitise(level, &x, Planes::Two, &mut planes);
+            let wide = |at: usize| 256 * i32::from(planes[0].digits[at]) + i32::from(planes[1].digits[at]);
+            assert_eq!(planes[1].halves, [(0..LANES).map(wide).sum::<i32>(), (LANES..BLOCK).map(wide).sum()]);
             for (at, x) in x.iter().enumerate() {
                 let number: f32 = planes.iter().map(|plane| f32::from(plane.digits[at]) * plane.scale).sum();
-                assert!((x - number).abs() <= planes[0].scale / 254.0, "{x} is {number}");
+                assert!((x - number).abs() <= planes[1].scale * 1.001, "{x} is {number}");
             }
+        }
+    }
+
+    #[test]
+    fn loud_blocks_have_lower_bytes_and_quiet_ones_none() {
+        let x: Vec<f32> =
+            (0..3 * BLOCK).map(|i| ((i * 7919 % 997) as f32 - 498.0) * [1.0, 9.0, 0.1][i / BLOCK]).collect();
+        let mut first = [Digits::ZERO; 6];
+        digitise(Level::Scalar, &x, Planes::Loud, &mut first);
+        assert_eq!([first[0].more, first[2].more, first[4].more], [false, true, false]);
+        assert_eq!((first[1].digits, first[5].digits), ([0; BLOCK], [0; BLOCK]));
+        assert_ne!(first[3].digits, [0; BLOCK]);
+        for quiet in [0, 4] {
+            // Either of a quiet block's planes says the same of it.
+            assert_eq!(first[quiet].sum, first[quiet + 1].sum);
+            assert_eq!(first[quiet].halves.map(|half| 256 * half), first[quiet + 1].halves);
+        }
+        for level in Level::all() {
+            let mut other = [Digits::ZERO; 6];
+            digitise(level, &x, Planes::Loud, &mut other);
+            assert_eq!(first, other, "{}", level.name());
         }
     }
 }

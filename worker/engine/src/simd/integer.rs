@@ -1,17 +1,27 @@
 //! Matrix products of digits with packed integers.
 //!
-//! Sums within a block are of integers, and so exact; blocks are added in order, by fused multiply-adds. A row's result
-//! therefore depends on neither the rows beside it, nor the tile, the level or the number of threads.
+//! Sums within a block are of integers, and so exact, those of both bytes of a number together; blocks are added in
+//! order, by fused multiply-adds. A row's result therefore depends on neither the rows beside it, nor the tile, the
+//! level or the number of threads.
 
 use super::digits::Digits;
 use super::lanes::Lanes;
+use super::linear::{SCRATCH, Scratch};
 use super::panel::{BLOCK, LAYOUTS, Layout, Panels};
-use super::tile::{Begin, Outputs, Tile, tile_width};
+use super::tile::{Begin, Outputs, Tile};
 use super::{Kernel, LANES, Level};
 use crate::pool::Strip;
 
-/// Words of four columns, of 16 rows each, in a block.
-const WORDS: usize = BLOCK / 4;
+/// What is taken from the nibbles of [`Layout::CentredNibbles`].
+const CENTRE: i32 = 8;
+/// Words of four bytes of every lane in half a block.
+const HALF: usize = BLOCK / 2 / 4 * LANES;
+/// Panels that share one reading of the inputs where registers suffice.
+const PAIR: usize = 2;
+/// Blocks of a pair of panels that are unpacked at a time.
+const UNPACKED: usize = SCRATCH / (PAIR * 2 * HALF);
+/// Outputs that a strip of a product is best made of.
+pub const STRIP_UNIT: usize = PAIR * LANES;
 
 /// Writes the outputs of panels `panels` of `weights` to the columns of `out`, the first of which is the first row of
 /// the first panel. `rows` of inputs lie side by side, whole blocks of as many planes each.
@@ -23,6 +33,7 @@ pub fn multiply(
     (inputs, rows): (&[Digits], usize),
     (weights, panels): (&Panels, std::ops::Range<usize>),
     (begin, out): (Begin, &mut Strip<'_>),
+    scratch: &mut Scratch,
 ) {
     let blocks = weights.columns() / BLOCK;
     assert!(!weights.layout().is_plain() && panels.end <= weights.count(), "panels of a matrix of integers");
@@ -33,23 +44,19 @@ pub fn multiply(
         inputs: inputs.as_ptr(),
         rows,
         blocks,
-        planes,
         weights: weights.bytes()[panels.start * weights.panel_bytes()..].as_ptr(),
         outputs: Outputs::of(out, rows, outputs, begin),
+        unpacked: scratch.as_mut_ptr().cast(),
     };
     if outputs == 0 || rows == 0 {
         return;
     }
-    // SAFETY: the assertions above: `inputs` holds rows * blocks, the panels' bytes follow `weights`.
+    // SAFETY: the assertions above: `inputs` holds rows * blocks * planes, the panels' bytes follow `weights`.
     unsafe {
-        match weights.layout() {
-            Layout::Nibbles => level.run(Of::<{ Layout::Nibbles as usize }>(product)),
-            Layout::CentredNibbles => level.run(Of::<{ Layout::CentredNibbles as usize }>(product)),
-            Layout::Bytes => level.run(Of::<{ Layout::Bytes as usize }>(product)),
-            Layout::WideNibbles => level.run(Of::<{ Layout::WideNibbles as usize }>(product)),
-            Layout::WideBytes => level.run(Of::<{ Layout::WideBytes as usize }>(product)),
-            Layout::SplitBytes => level.run(Of::<{ Layout::SplitBytes as usize }>(product)),
-            Layout::Halves | Layout::Brains | Layout::Singles => unreachable!("asserted above"),
+        match planes {
+            1 => product.run::<1>(level, weights.layout()),
+            2 => product.run::<2>(level, weights.layout()),
+            _ => panic!("numbers of one byte or two"),
         }
     }
 }
@@ -61,126 +68,333 @@ struct Product {
     rows: usize,
     /// Of a row.
     blocks: usize,
-    /// Of a block.
-    planes: usize,
     weights: *const u8,
     outputs: Outputs,
+    /// Room for [`UNPACKED`] blocks of a pair of panels.
+    unpacked: *mut u32,
 }
 
-/// A product over weights of one of [`LAYOUTS`].
-#[derive(Clone, Copy)]
-struct Of<const LAYOUT: usize>(Product);
-
-impl<const LAYOUT: usize> Kernel for Of<LAYOUT> {
-    /// A panel stays in the first-level cache while all rows pass it.
-    #[inline(always)]
-    unsafe fn run<V: Lanes>(self) {
-        for panel in 0..self.0.outputs.panels() {
-            let mut row = 0;
-            while row < self.0.rows {
-                let left = self.0.rows - row;
-                // SAFETY: the product's pointers; a tile is as wide as the rows that are left, or clamps them.
-                unsafe {
-                    if V::ACCUMULATORS >= 24 && left > 4 {
-                        row += match tile_width(left, [8, 6, 4]) {
-                            8 => self.tile::<V, 8>(row, panel),
-                            _ => self.tile::<V, 6>(row, panel),
-                        };
-                    } else {
-                        row += match left {
-                            1 => self.tile::<V, 1>(row, panel),
-                            2 => self.tile::<V, 2>(row, panel),
-                            3 => self.tile::<V, 3>(row, panel),
-                            _ => self.tile::<V, 4>(row, panel),
-                        };
-                    }
-                }
+impl Product {
+    unsafe fn run<const PLANES: usize>(self, level: Level, layout: Layout) {
+        // SAFETY: the caller's pointers.
+        unsafe {
+            match layout {
+                Layout::Nibbles => level.run(Of::<{ Layout::Nibbles as usize }, PLANES>(self)),
+                Layout::CentredNibbles => level.run(Of::<{ Layout::CentredNibbles as usize }, PLANES>(self)),
+                Layout::Bytes => level.run(Of::<{ Layout::Bytes as usize }, PLANES>(self)),
+                Layout::WideNibbles => level.run(Of::<{ Layout::WideNibbles as usize }, PLANES>(self)),
+                Layout::WideBytes => level.run(Of::<{ Layout::WideBytes as usize }, PLANES>(self)),
+                Layout::SplitBytes => level.run(Of::<{ Layout::SplitBytes as usize }, PLANES>(self)),
+                Layout::Halves | Layout::Brains | Layout::Singles => unreachable!("not integers"),
             }
         }
     }
 }
 
-impl<const LAYOUT: usize> Of<LAYOUT> {
-    /// Returns how many rows it did.
+/// A product over weights of one of [`LAYOUTS`], of inputs of so many planes.
+#[derive(Clone, Copy)]
+struct Of<const LAYOUT: usize, const PLANES: usize>(Product);
+
+impl<const LAYOUT: usize, const PLANES: usize> Kernel for Of<LAYOUT, PLANES> {
     #[inline(always)]
-    unsafe fn tile<V: Lanes, const T: usize>(self, row: usize, panel: usize) -> usize {
-        let product = self.0;
-        let bytes = LAYOUTS[LAYOUT].block_bytes();
-        let at = Tile { token: row, tokens: T.min(product.rows - row), panel };
-        // SAFETY: the product's pointers; the tile is inside.
+    unsafe fn run<V: Lanes>(self) {
+        let panels = self.0.outputs.panels();
+        let mut panel = 0;
+        // SAFETY: the product's pointers; panels are inside their count.
         unsafe {
-            let mut sums = product.outputs.sums::<V, T, 1>(at, product.outputs.begin);
-            let inputs: [*const Digits; T] =
-                std::array::from_fn(|t| product.inputs.wrapping_add(at.row(t) * product.blocks * product.planes));
-            let weights = product.weights.add(panel * product.blocks * bytes);
-            for block in 0..product.blocks {
-                for plane in 0..product.planes {
-                    let x: [&Digits; T] =
-                        std::array::from_fn(|t| &*inputs[t].wrapping_add(block * product.planes + plane));
-                    Self::block::<V, T>(weights.add(block * bytes), x, &mut sums);
+            while panel + PAIR <= panels && V::ACCUMULATORS >= 24 {
+                self.panels::<V, 6, PAIR>(panel);
+                panel += PAIR;
+            }
+            while panel < panels {
+                self.panels::<V, 4, 1>(panel);
+                panel += 1;
+            }
+        }
+    }
+}
+
+/// Some blocks of some panels.
+#[derive(Clone, Copy)]
+struct Part {
+    panel: usize,
+    /// The first block, and where they end.
+    first: usize,
+    end: usize,
+}
+
+impl<const LAYOUT: usize, const PLANES: usize> Of<LAYOUT, PLANES> {
+    /// `P` panels, which stay in the first-level cache while all rows pass them, at most `T` together. For many rows
+    /// nibbles become bytes once.
+    #[inline(always)]
+    unsafe fn panels<V: Lanes, const T: usize, const P: usize>(self, panel: usize) {
+        let Product { rows, blocks, outputs, .. } = self.0;
+        // SAFETY: the product's pointers.
+        unsafe {
+            if rows <= 2 * T || !LAYOUTS[LAYOUT].is_nibbles() {
+                return self.rows::<V, T, P, false>(Part { panel, first: 0, end: blocks }, outputs.begin);
+            }
+            let mut first = 0;
+            while first < blocks {
+                let part = Part { panel, first, end: blocks.min(first + UNPACKED) };
+                self.unpack::<V, P>(part);
+                let begin = if first == 0 { outputs.begin } else { Begin::Output };
+                self.rows::<V, T, P, true>(part, begin);
+                first = part.end;
+            }
+        }
+    }
+
+    /// Writes the nibbles of a part as bytes: (blocks, `P`, words of four columns, lanes).
+    #[inline(always)]
+    unsafe fn unpack<V: Lanes, const P: usize>(self, part: Part) {
+        let mut to = self.0.unpacked;
+        for block in part.first..part.end {
+            // SAFETY: a part has at most as many blocks as scratch has room for.
+            unsafe {
+                for body in self.block_of::<P>(part.panel, block) {
+                    V::store_nibbles(to, body.add(LAYOUTS[LAYOUT].scale_bytes()).cast());
+                    to = to.add(2 * HALF);
                 }
             }
-            product.outputs.store::<V, T, 1>(at, sums);
+        }
+    }
+
+    /// A block of each of `P` panels.
+    #[inline(always)]
+    fn block_of<const P: usize>(self, panel: usize, block: usize) -> [*const u8; P] {
+        let bytes = LAYOUTS[LAYOUT].block_bytes();
+        std::array::from_fn(|p| self.0.weights.wrapping_add(((panel + p) * self.0.blocks + block) * bytes))
+    }
+
+    /// All rows through a part, whose nibbles are bytes already where `BYTES` says so.
+    #[inline(always)]
+    unsafe fn rows<V: Lanes, const T: usize, const P: usize, const BYTES: bool>(self, part: Part, begin: Begin) {
+        let mut row = 0;
+        while row < self.0.rows {
+            // SAFETY: the product's pointers; a tile is as wide as the rows that are left, or repeats the last of them.
+            unsafe {
+                row += match self.0.rows - row {
+                    1 => self.tile::<V, 1, P, BYTES>(row, part, begin),
+                    2 => self.tile::<V, 2, P, BYTES>(row, part, begin),
+                    3 => self.tile::<V, 3, P, BYTES>(row, part, begin),
+                    left if left > 4 => self.tile::<V, T, P, BYTES>(row, part, begin),
+                    _ => self.tile::<V, 4, P, BYTES>(row, part, begin),
+                };
+            }
+        }
+    }
+
+    /// Returns how many rows it did.
+    #[inline(always)]
+    unsafe fn tile<V: Lanes, const T: usize, const P: usize, const BYTES: bool>(
+        self,
+        row: usize,
+        part: Part,
+        begin: Begin,
+    ) -> usize {
+        let product = self.0;
+        let at = Tile { token: row, tokens: T.min(product.rows - row), panel: part.panel };
+        // The last rows leave the panels: the next ones are on their way meanwhile.
+        let leaving = row + T >= product.rows;
+        // SAFETY: the product's pointers; the tile is inside.
+        unsafe {
+            let mut sums = product.outputs.sums::<V, T, P>(at, begin);
+            let inputs: [*const Digits; T] =
+                std::array::from_fn(|t| product.inputs.wrapping_add(at.row(t) * product.blocks * PLANES));
+            for block in part.first..part.end {
+                let weights: [*const u8; P] = self.block_of(part.panel, block);
+                if leaving {
+                    for next in self.block_of::<P>(part.panel + P, block) {
+                        fetch::<V>(next, LAYOUTS[LAYOUT].block_bytes());
+                    }
+                }
+                let body: [*const u32; P] = match BYTES {
+                    true => std::array::from_fn(|p| {
+                        product.unpacked.wrapping_add(((block - part.first) * P + p) * 2 * HALF).cast_const()
+                    }),
+                    false => weights.map(|block| block.wrapping_add(LAYOUTS[LAYOUT].scale_bytes()).cast()),
+                };
+                let x = inputs.map(|row| row.wrapping_add(block * PLANES));
+                Self::block::<V, T, P, BYTES>((weights, body), x, &mut sums);
+            }
+            product.outputs.store::<V, T, P>(at, sums);
         }
         T
     }
 
-    /// Adds the products of one plane of a block.
+    /// Adds the products of a block, whose integers are in `body`.
     #[inline(always)]
-    unsafe fn block<V: Lanes, const T: usize>(weights: *const u8, x: [&Digits; T], sums: &mut [[V::F; 1]; T]) {
+    unsafe fn block<V: Lanes, const T: usize, const P: usize, const BYTES: bool>(
+        (weights, body): ([*const u8; P], [*const u32; P]),
+        x: [*const Digits; T],
+        sums: &mut [[V::F; P]; T],
+    ) {
         let layout = LAYOUTS[LAYOUT];
-        // SAFETY: `weights` is a whole block of the layout.
+        // SAFETY: each of `weights` is a whole block of the layout.
         unsafe {
-            let body = weights.add(layout.scale_bytes()).cast::<u32>();
-            let (half, single) = (weights.cast::<u16>(), weights.cast::<f32>());
-            let add = |sums: &mut [[V::F; 1]; T], products: [V::F; T], scale: V::F| {
-                for t in 0..T {
-                    sums[t][0] = V::fma(V::mul(products[t], V::splat(x[t].scale)), scale, sums[t][0]);
-                }
-            };
-            let add_minimum = |sums: &mut [[V::F; 1]; T], minimum: V::F| {
-                for t in 0..T {
-                    sums[t][0] = V::fma(V::splat(x[t].sum), minimum, sums[t][0]);
-                }
-            };
+            let mut more = false;
+            for t in 0..T {
+                more |= PLANES > 1 && (*x[t]).more;
+            }
+            // What describes the numbers lies in the last plane that is read.
+            let of = x.map(|x| x.add(usize::from(more)));
+            let halves = weights.map(|panel| panel.cast::<u16>());
+            let singles = weights.map(|panel| panel.cast::<f32>());
+            let single = |place: usize| singles.map(|panel| V::load(panel.add(place)));
             match layout {
-                Layout::Nibbles | Layout::WideNibbles => {
-                    let (scale, minimum) = match layout {
-                        Layout::Nibbles => (V::load_f16(half), V::load_f16(half.add(LANES))),
-                        _ => (V::load(single), V::load(single.add(LANES))),
-                    };
-                    add(sums, V::dot_nibbles(nibbles::<V>(body), x, 0), scale);
-                    add_minimum(sums, minimum);
+                Layout::Nibbles => {
+                    let dots = Self::nibbles::<V, T, P, BYTES>(body, (x, more), 0);
+                    add::<V, T, P>(dots, of, halves.map(|h| V::load_f16(h)), sums);
+                    add_minima::<V, T, P>(halves.map(|h| V::load_f16(h.add(LANES))), of, sums);
                 }
-                Layout::CentredNibbles => add(sums, V::dot_nibbles(nibbles::<V>(body), x, 8), V::load_f16(half)),
-                Layout::Bytes => add(sums, V::dot_bytes(words::<V, WORDS>(body), x, 0), V::load_f16(half)),
+                Layout::WideNibbles => {
+                    let dots = Self::nibbles::<V, T, P, BYTES>(body, (x, more), 0);
+                    add::<V, T, P>(dots, of, single(0), sums);
+                    add_minima::<V, T, P>(single(LANES), of, sums);
+                }
+                Layout::CentredNibbles => {
+                    let dots = Self::nibbles::<V, T, P, BYTES>(body, (x, more), CENTRE);
+                    add::<V, T, P>(dots, of, halves.map(|h| V::load_f16(h)), sums);
+                }
+                Layout::Bytes => {
+                    let dots = Self::bytes::<V, T, P, _>(body, (x, more), [0, 1]);
+                    add::<V, T, P>(dots, of, halves.map(|h| V::load_f16(h)), sums);
+                }
                 Layout::WideBytes => {
-                    add(sums, V::dot_bytes(words::<V, WORDS>(body), x, 0), V::load(single));
-                    add_minimum(sums, V::load(single.add(LANES)));
+                    let dots = Self::bytes::<V, T, P, _>(body, (x, more), [0, 1]);
+                    add::<V, T, P>(dots, of, single(0), sums);
+                    add_minima::<V, T, P>(single(LANES), of, sums);
                 }
                 _ => {
-                    let (first, last) = (words::<V, { WORDS / 2 }>(body), body.add(WORDS / 2 * LANES));
-                    add(sums, V::dot_bytes(first, x, 0), V::load(single));
-                    add(sums, V::dot_bytes(words::<V, { WORDS / 2 }>(last), x, 1), V::load(single.add(LANES)));
+                    add::<V, T, P>(Self::bytes::<V, T, P, _>(body, (x, more), [0]), of, single(0), sums);
+                    add::<V, T, P>(Self::bytes::<V, T, P, _>(body, (x, more), [1]), of, single(LANES), sums);
                 }
+            }
+        }
+    }
+
+    /// Each lane's 32 nibbles, less `centre`, times the numbers of each row, of one plane or `more`.
+    #[inline(always)]
+    unsafe fn nibbles<V: Lanes, const T: usize, const P: usize, const BYTES: bool>(
+        body: [*const u32; P],
+        (x, more): ([*const Digits; T], bool),
+        centre: i32,
+    ) -> [[V::U; P]; T] {
+        // SAFETY: the caller's block.
+        unsafe {
+            let mut dots = [[V::splat_u32(0); P]; T];
+            V::dot_nibbles::<T, P, BYTES>(body, x.map(|x| digits(x)), &mut dots);
+            if more {
+                count_uppers::<V, T, P>(&mut dots);
+                V::dot_nibbles::<T, P, BYTES>(body, x.map(|x| digits(x.add(1))), &mut dots);
+            }
+            if centre != 0 {
+                let sum = |x: &Digits| x.halves[0] + x.halves[1];
+                take::<V, T, P>(x.map(|x| centre * sum(&*x.add(usize::from(more)))), &mut dots);
+            }
+            dots
+        }
+    }
+
+    /// Each lane's signed bytes of some halves of the block times the numbers of each row, of one plane or `more`.
+    #[inline(always)]
+    unsafe fn bytes<V: Lanes, const T: usize, const P: usize, const N: usize>(
+        body: [*const u32; P],
+        (x, more): ([*const Digits; T], bool),
+        halves: [usize; N],
+    ) -> [[V::U; P]; T] {
+        // SAFETY: the caller's block, which has two halves.
+        unsafe {
+            let mut dots = [[V::splat_u32(0); P]; T];
+            for half in halves {
+                let body = body.map(|body| body.add(half * HALF));
+                V::dot_bytes(body, x.map(|x| digits(x).add(half * LANES)), &mut dots);
+            }
+            if more {
+                count_uppers::<V, T, P>(&mut dots);
+                for half in halves {
+                    let body = body.map(|body| body.add(half * HALF));
+                    V::dot_bytes(body, x.map(|x| digits(x.add(1)).add(half * LANES)), &mut dots);
+                }
+            }
+            if V::BYTES_CENTRE != 0 {
+                let sum = |x: &Digits| halves.iter().map(|half| x.halves[*half]).sum::<i32>();
+                take::<V, T, P>(x.map(|x| V::BYTES_CENTRE * sum(&*x.add(usize::from(more)))), &mut dots);
+            }
+            dots
+        }
+    }
+}
+
+/// What the upper bytes gave counts as much more when the lower follow.
+#[inline(always)]
+unsafe fn count_uppers<V: Lanes, const T: usize, const P: usize>(dots: &mut [[V::U; P]; T]) {
+    for t in 0..T {
+        for p in 0..P {
+            // SAFETY: the caller's level.
+            dots[t][p] = unsafe { V::shift_byte(dots[t][p]) };
+        }
+    }
+}
+
+/// Takes a number of each row from its sums.
+#[inline(always)]
+unsafe fn take<V: Lanes, const T: usize, const P: usize>(less: [i32; T], dots: &mut [[V::U; P]; T]) {
+    for t in 0..T {
+        for p in 0..P {
+            // SAFETY: the caller's level.
+            dots[t][p] = unsafe { V::sub_u32(dots[t][p], V::splat_u32(less[t].cast_unsigned())) };
+        }
+    }
+}
+
+/// Adds sums of a block under its scales and those of the rows.
+#[inline(always)]
+unsafe fn add<V: Lanes, const T: usize, const P: usize>(
+    dots: [[V::U; P]; T],
+    x: [*const Digits; T],
+    scales: [V::F; P],
+    sums: &mut [[V::F; P]; T],
+) {
+    for t in 0..T {
+        for p in 0..P {
+            // SAFETY: the caller's inputs.
+            unsafe {
+                let dot = V::mul(V::from_i32(dots[t][p]), V::splat((*x[t]).scale));
+                sums[t][p] = V::fma(dot, scales[p], sums[t][p]);
             }
         }
     }
 }
 
-/// Words of four bytes: four columns of each row.
+/// Adds what all weights of a block have in common, times the sums of the rows.
 #[inline(always)]
-unsafe fn words<V: Lanes, const N: usize>(body: *const u32) -> [V::U; N] {
-    // SAFETY: the caller's body holds as many.
-    std::array::from_fn(|word| unsafe { V::load_u32(body.add(word * LANES)) })
+unsafe fn add_minima<V: Lanes, const T: usize, const P: usize>(
+    minima: [V::F; P],
+    x: [*const Digits; T],
+    sums: &mut [[V::F; P]; T],
+) {
+    for t in 0..T {
+        for p in 0..P {
+            // SAFETY: the caller's inputs.
+            unsafe { sums[t][p] = V::fma(V::splat((*x[t]).sum), minima[p], sums[t][p]) };
+        }
+    }
 }
 
-/// The same of words of eight nibbles: the lower of each byte are its first four columns.
+/// Asks for bytes that will be read.
 #[inline(always)]
-unsafe fn nibbles<V: Lanes>(body: *const u32) -> [V::U; WORDS] {
-    // SAFETY: the caller's body holds half as many words.
-    std::array::from_fn(|word| unsafe {
-        let both = V::load_u32(body.add(word / 2 * LANES));
-        if word % 2 == 0 { V::low_nibbles(both) } else { V::high_nibbles(both) }
-    })
+unsafe fn fetch<V: Lanes>(from: *const u8, bytes: usize) {
+    for line in (0..bytes).step_by(64) {
+        // SAFETY: the caller's level; any address may be asked for.
+        unsafe { V::fetch(from.wrapping_add(line)) };
+    }
+}
+
+/// The first of a plane's digits.
+#[inline(always)]
+unsafe fn digits(x: *const Digits) -> *const i8 {
+    // SAFETY: the caller's plane; no reference is made.
+    unsafe { (&raw const (*x).digits).cast() }
 }

@@ -3,7 +3,6 @@
 use half::f16;
 
 use super::LANES;
-use super::digits::Digits;
 
 /// Sixteen `f32` in the registers of one level.
 ///
@@ -19,6 +18,8 @@ pub(super) trait Lanes: Copy {
     const ACCUMULATORS: usize;
     /// Up to so many tokens weights are unpacked in registers; beyond, to memory, for several tiles.
     const DIRECT_TOKENS: usize;
+    /// What [`Lanes::dot_bytes`] adds to each byte.
+    const BYTES_CENTRE: i32;
 
     unsafe fn splat(x: f32) -> Self::F;
     unsafe fn load(from: *const f32) -> Self::F;
@@ -35,14 +36,30 @@ pub(super) trait Lanes: Copy {
     unsafe fn nibble(x: Self::U, column: usize) -> Self::F;
     /// A word of four signed bytes in each lane, a column each.
     unsafe fn byte(x: Self::U, column: usize) -> Self::F;
-    /// The lower nibble of each byte, as bytes.
-    unsafe fn low_nibbles(x: Self::U) -> Self::U;
-    /// The upper nibble of each byte, as bytes.
-    unsafe fn high_nibbles(x: Self::U) -> Self::U;
-    /// Each lane's 32 unsigned nibbles, less `centre`, times the digits of each of `x`.
-    unsafe fn dot_nibbles<const T: usize>(w: [Self::U; 8], x: [&Digits; T], centre: i32) -> [Self::F; T];
-    /// Each lane's signed bytes times as many digits of each of `x`: of all 32 from `half` 0 on, or of one half.
-    unsafe fn dot_bytes<const N: usize, const T: usize>(w: [Self::U; N], x: [&Digits; T], half: usize) -> [Self::F; T];
+    unsafe fn splat_u32(x: u32) -> Self::U;
+    unsafe fn sub_u32(a: Self::U, b: Self::U) -> Self::U;
+    /// `x * 256`, wrapping.
+    unsafe fn shift_byte(x: Self::U) -> Self::U;
+    /// The nearest numbers to signed integers.
+    unsafe fn from_i32(x: Self::U) -> Self::F;
+    /// Asks for a cache line that will be read.
+    unsafe fn fetch(from: *const u8);
+    /// Writes each lane's 32 nibbles as bytes: eight words of four columns.
+    unsafe fn store_nibbles(to: *mut u32, body: *const u32);
+    /// The sums of the first and the last 16 bytes of 32.
+    unsafe fn halves(digits: *const i8) -> [i32; 2];
+    /// Adds each lane's 32 nibbles of each of `body`, as bytes where `BYTES`, times the 32 digits of each of `x`.
+    unsafe fn dot_nibbles<const T: usize, const P: usize, const BYTES: bool>(
+        body: [*const u32; P],
+        x: [*const i8; T],
+        sums: &mut [[Self::U; P]; T],
+    );
+    /// Adds each lane's 16 signed bytes of each of `body`, plus [`Lanes::BYTES_CENTRE`], times 16 digits of each of `x`.
+    unsafe fn dot_bytes<const T: usize, const P: usize>(
+        body: [*const u32; P],
+        x: [*const i8; T],
+        sums: &mut [[Self::U; P]; T],
+    );
     /// `a * b + c`, rounded once.
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
@@ -131,6 +148,7 @@ impl Lanes for Portable {
     type U = [u32; LANES];
     const ACCUMULATORS: usize = 6;
     const DIRECT_TOKENS: usize = 2;
+    const BYTES_CENTRE: i32 = 0;
 
     lanewise!(fma(a, b, c) a.mul_add(b, c));
     lanewise!(add(a, b) a + b);
@@ -209,20 +227,67 @@ impl Lanes for Portable {
         x.map(|x| f32::from(x.to_le_bytes()[column].cast_signed()))
     }
     #[inline(always)]
-    unsafe fn low_nibbles(x: Self::U) -> Self::U {
-        x.map(|x| x & 0x0f0f_0f0f)
+    unsafe fn splat_u32(x: u32) -> Self::U {
+        [x; LANES]
     }
     #[inline(always)]
-    unsafe fn high_nibbles(x: Self::U) -> Self::U {
-        x.map(|x| x >> 4 & 0x0f0f_0f0f)
+    unsafe fn sub_u32(a: Self::U, b: Self::U) -> Self::U {
+        std::array::from_fn(|lane| a[lane].wrapping_sub(b[lane]))
     }
     #[inline(always)]
-    unsafe fn dot_nibbles<const T: usize>(w: [Self::U; 8], x: [&Digits; T], centre: i32) -> [Self::F; T] {
-        x.map(|x| std::array::from_fn(|lane| (dot(&w, x, 0, lane) - centre * (x.halves[0] + x.halves[1])) as f32))
+    unsafe fn shift_byte(x: Self::U) -> Self::U {
+        x.map(|x| x << 8)
     }
     #[inline(always)]
-    unsafe fn dot_bytes<const N: usize, const T: usize>(w: [Self::U; N], x: [&Digits; T], half: usize) -> [Self::F; T] {
-        x.map(|x| std::array::from_fn(|lane| dot(&w, x, half * LANES, lane) as f32))
+    unsafe fn from_i32(x: Self::U) -> Self::F {
+        x.map(|x| x.cast_signed() as f32)
+    }
+    #[inline(always)]
+    unsafe fn fetch(_from: *const u8) {}
+    #[inline(always)]
+    unsafe fn store_nibbles(to: *mut u32, body: *const u32) {
+        for word in 0..8 {
+            // SAFETY: the caller's block holds four words of each lane, its room eight.
+            unsafe { to.add(word * LANES).cast::<Self::U>().write_unaligned(nibbles::<false>(body, word)) };
+        }
+    }
+    #[inline(always)]
+    unsafe fn halves(digits: *const i8) -> [i32; 2] {
+        // SAFETY: the caller's pointer is valid for 32 digits.
+        let digits = unsafe { digits.cast::<[[i8; LANES]; 2]>().read() };
+        digits.map(|half| half.into_iter().map(i32::from).sum())
+    }
+    #[inline(always)]
+    unsafe fn dot_nibbles<const T: usize, const P: usize, const BYTES: bool>(
+        body: [*const u32; P],
+        x: [*const i8; T],
+        sums: &mut [[Self::U; P]; T],
+    ) {
+        for (word, p) in (0..8).flat_map(|word| (0..P).map(move |p| (word, p))) {
+            // SAFETY: the caller's block holds the words, and `x` 32 digits.
+            unsafe {
+                let w = nibbles::<BYTES>(body[p], word);
+                for t in 0..T {
+                    sums[t][p] = add_dots(sums[t][p], w, x[t].add(4 * word));
+                }
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_bytes<const T: usize, const P: usize>(
+        body: [*const u32; P],
+        x: [*const i8; T],
+        sums: &mut [[Self::U; P]; T],
+    ) {
+        for (word, p) in (0..4).flat_map(|word| (0..P).map(move |p| (word, p))) {
+            // SAFETY: the caller's half block holds four words of each lane, and `x` 16 digits.
+            unsafe {
+                let w = Self::load_u32(body[p].add(word * LANES));
+                for t in 0..T {
+                    sums[t][p] = add_dots(sums[t][p], w, x[t].add(4 * word));
+                }
+            }
+        }
     }
     #[inline(always)]
     unsafe fn to_array(x: Self::F) -> [f32; LANES] {
@@ -230,12 +295,32 @@ impl Lanes for Portable {
     }
 }
 
-/// A lane's signed bytes times the digits from `first` on.
+/// Four nibbles of each lane as bytes: word `word` of eight.
+///
+/// # Safety
+/// `body` holds four words of each lane, or eight where they are `BYTES` already.
 #[inline(always)]
-fn dot(w: &[[u32; LANES]], x: &Digits, first: usize, lane: usize) -> i32 {
-    let products = |(word, digits): (&[u32; LANES], &[i8])| -> i32 {
-        let bytes = word[lane].to_le_bytes().map(|byte| i32::from(byte.cast_signed()));
-        bytes.iter().zip(digits).map(|(byte, digit)| byte * i32::from(*digit)).sum()
-    };
-    w.iter().zip(x.digits[first..].chunks_exact(4)).map(products).sum()
+unsafe fn nibbles<const BYTES: bool>(body: *const u32, word: usize) -> [u32; LANES] {
+    // SAFETY: the caller's pointer.
+    unsafe {
+        match BYTES {
+            true => Portable::load_u32(body.add(word * LANES)),
+            false => Portable::load_u32(body.add(word / 2 * LANES)).map(|x| x >> (word % 2 * 4) & 0x0f0f_0f0f),
+        }
+    }
+}
+
+/// Adds each lane's four signed bytes times four digits.
+///
+/// # Safety
+/// `x` points to four digits.
+#[inline(always)]
+unsafe fn add_dots(sums: [u32; LANES], w: [u32; LANES], x: *const i8) -> [u32; LANES] {
+    // SAFETY: the caller's pointer.
+    let x = unsafe { x.cast::<[i8; 4]>().read() }.map(i32::from);
+    std::array::from_fn(|lane| {
+        let bytes = w[lane].to_le_bytes().map(|byte| i32::from(byte.cast_signed()));
+        let dot: i32 = bytes.iter().zip(x).map(|(byte, x)| byte * x).sum();
+        sums[lane].wrapping_add(dot.cast_unsigned())
+    })
 }

@@ -18,16 +18,26 @@ const COLUMN_BLOCK: usize = 4 * BLOCK;
 /// The most panels that share one pass over the tokens.
 const TILE_PANELS: usize = 3;
 
-/// A thread's own memory for [`multiply`].
+/// Numbers that [`Scratch`] has room for: (COLUMN_BLOCK, TILE_PANELS, LANES) unpacked weights.
+pub(super) const SCRATCH: usize = COLUMN_BLOCK * TILE_PANELS * LANES;
+
+/// A thread's own memory for products.
 #[derive(Debug)]
 pub struct Scratch {
-    /// (COLUMN_BLOCK, TILE_PANELS, LANES) unpacked weights, begun at a cache line.
     weights: Vec<f32>,
 }
 
 impl Default for Scratch {
     fn default() -> Self {
-        Scratch { weights: vec![0.0; (COLUMN_BLOCK * TILE_PANELS + 1) * LANES] }
+        Scratch { weights: vec![0.0; SCRATCH + LANES] }
+    }
+}
+
+impl Scratch {
+    /// [`SCRATCH`] numbers of any kind, begun at a cache line.
+    pub(super) fn as_mut_ptr(&mut self) -> *mut f32 {
+        let line = self.weights.as_ptr().align_offset(64) % LANES;
+        self.weights[line..].as_mut_ptr()
     }
 }
 
@@ -62,7 +72,6 @@ pub fn multiply(
     if panels.is_empty() || input.rows == 0 {
         return;
     }
-    let line = scratch.weights.as_ptr().align_offset(64) % LANES;
     let product = Product {
         x: input.x.as_ptr(),
         rows: input.rows,
@@ -70,7 +79,7 @@ pub fn multiply(
         weights: weights.bytes()[panels.start * weights.panel_bytes()..].as_ptr(),
         panel_bytes: weights.panel_bytes(),
         outputs: Outputs::of(out, input.rows, outputs, begin),
-        unpacked: scratch.weights[line..].as_mut_ptr(),
+        unpacked: scratch.as_mut_ptr(),
     };
     // SAFETY: the assertions above: `x` holds rows * columns, the panels' bytes follow `weights`, `out` has `outputs`
     // columns in `rows` rows of its own, scratch holds a token block and two panels of a column block.

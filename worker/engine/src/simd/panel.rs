@@ -94,6 +94,12 @@ impl Layout {
         matches!(self, Layout::Halves | Layout::Brains | Layout::Singles)
     }
 
+    /// Whether integers are of four bits.
+    #[must_use]
+    pub const fn is_nibbles(self) -> bool {
+        matches!(self, Layout::Nibbles | Layout::CentredNibbles | Layout::WideNibbles)
+    }
+
     /// Bytes of a block.
     #[must_use]
     pub const fn block_bytes(self) -> usize {

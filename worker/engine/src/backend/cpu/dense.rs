@@ -118,7 +118,7 @@ impl Dense for Cpu {
         self.blocks.cut(spans);
         let (level, blocks, width) = (self.level, &self.blocks, out.width);
         let out = (out.begin_rows(inputs.queries.rows.rows), width);
-        self.pool.tiles(out, (&blocks.rows, heads.width), &mut self.locals, |local, (block, head), out| {
+        self.pool.tiles(out, (&blocks.rows, heads.width), 1, &mut self.locals, |local, (block, head), out| {
             let part = (&spans[blocks.spans[block]], blocks.rows[block].clone());
             attend::attend(level, look(&inputs, part, (heads, head), mask), out, &mut local.looks);
         });
