@@ -24,7 +24,7 @@ PEERS = os.path.abspath(".flotilla/peers")
 BIN = f"{PEERS}/llama/bin"
 MODEL = os.path.abspath(".flotilla/models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf")
 # llama.cpp's fast type on AVX2 is Q4_0: the same model requantised, and the better of the two counts.
-FILES = {"Q4_1": MODEL, "Q4_0": f"{PEERS}/SmolLM2-135M-Instruct.Q4_0.gguf"}
+FILES = {"llama.cpp Q4_1": MODEL, "llama.cpp Q4_0": f"{PEERS}/SmolLM2-135M-Instruct.Q4_0.gguf"}
 PORT = 18080
 
 threads = 2
@@ -38,8 +38,8 @@ def prepare(count):
     os.makedirs(PEERS, exist_ok=True)
     if not os.path.exists(f"{BIN}/llama-server"):
         build(fetch())
-    if not os.path.exists(FILES["Q4_0"]):
-        run([f"{BIN}/llama-quantize", "--allow-requantize", MODEL, FILES["Q4_0"], "Q4_0"])
+    if not os.path.exists(FILES["llama.cpp Q4_0"]):
+        run([f"{BIN}/llama-quantize", "--allow-requantize", MODEL, FILES["llama.cpp Q4_0"], "Q4_0"])
 
 
 def fetch():
@@ -82,6 +82,8 @@ def run(command, environment=None):
 class Bench:
     """llama-bench: so many tokens of a prompt, or of an answer."""
 
+    variants = tuple(FILES)
+
     def __init__(self, prompt, answer):
         self.arguments = ["-p", str(prompt), "-n", str(answer), "-r", "3", "-o", "json"]
 
@@ -93,6 +95,8 @@ class Bench:
 
 class Batched:
     """llama-batched-bench: sequences that are continued together, after 128 tokens each."""
+
+    variants = tuple(FILES)
 
     def __init__(self, sequences):
         self.sequences = sequences
@@ -106,6 +110,8 @@ class Batched:
 
 class Chats:
     """llama-server with 16 slots, streamed, its prompt cache on."""
+
+    variants = tuple(FILES)
 
     def __init__(self, kind):
         self.kind = kind
@@ -134,6 +140,8 @@ class Chats:
 
 class Memory:
     """Resident memory of llama-server with as many tokens of cache as our worker has."""
+
+    variants = tuple(FILES)
 
     def run(self, file):
         start(file)

@@ -15,23 +15,32 @@ import nats
 FLOTILLA = os.path.abspath(os.environ.get("CARGO_TARGET_DIR", "target")) + "/release/flotilla"
 HOME = os.path.abspath(".flotilla/peers/fleet")
 MODEL = "smollm2-135m-instruct"
+LITE0 = os.path.abspath(".flotilla/models/efficientnet-lite0/efficientnet-lite0.f32.safetensors")
 
 threads = 2
 activations = "mixed"
-step = ""
+programs = {}
 up = False
 
 
 def prepare(count, kind):
     """Builds what is measured, and fetches its model."""
-    global threads, activations, step
+    global threads, activations, programs
     threads, activations = count, kind
     print("building the fleet and its benches", file=sys.stderr)
-    built = ["cargo", "build", "--release", "--locked", "--workspace", "--bins", "--bench", "step"]
+    built = ["cargo", "build", "--release", "--locked", "--workspace", "--bins", "--bench", "step", "--bench", "embed", "--example", "classify"]
     printed = subprocess.run([*built, "--message-format", "json"], stdout=subprocess.PIPE, text=True, check=True).stdout
     artifacts = [json.loads(line) for line in printed.splitlines()]
-    step = next(a["executable"] for a in artifacts if a.get("executable") and a["target"]["name"] == "step")
-    subprocess.run([FLOTILLA, "models", "pull", MODEL], stdout=subprocess.DEVNULL, check=True)
+    programs = {a["target"]["name"]: a["executable"] for a in artifacts if a.get("executable")}
+    for model in (MODEL, "all-minilm-l6-v2", "efficientnet-lite0"):
+        subprocess.run([FLOTILLA, "models", "pull", model], stdout=subprocess.DEVNULL, check=True)
+
+
+def told(program, arguments, **choices):
+    """What a program of the engine prints, with choices of its environment."""
+    chosen = {f"FLOTILLA_BENCH_{name.upper()}": choice for name, choice in choices.items()}
+    command = [programs[program], *arguments]
+    return subprocess.run(command, env={**os.environ, **chosen}, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 class Step:
@@ -41,10 +50,35 @@ class Step:
         self.row = row
 
     def run(self):
-        choices = {"FLOTILLA_BENCH_ONLY": self.row, "FLOTILLA_BENCH_THREADS": str(threads)}
-        choices["FLOTILLA_BENCH_ACTIVATIONS"] = activations
-        command = subprocess.run([step], env={**os.environ, **choices}, stdout=subprocess.PIPE, text=True, check=True)
-        return float(re.search(rf"^{self.row} .* (\d+) mean", command.stdout, re.MULTILINE)[1])
+        printed = told("step", [], only=self.row, threads=str(threads), activations=activations)
+        return float(re.search(rf"^{self.row} .* (\d+) mean", printed, re.MULTILINE)[1])
+
+    def beside(self, _):
+        return ""
+
+
+class Embed:
+    """One row of the bench `embed`: from text to direction."""
+
+    def __init__(self, weights, batch, length):
+        self.weights, self.row = weights, [str(length), str(batch), "3"]
+
+    def run(self):
+        return float(told("embed", self.row, threads=str(threads), weights=self.weights))
+
+    def beside(self, _):
+        return ""
+
+
+class Pictures:
+    """The example `classify` on pictures that are decoded already."""
+
+    def __init__(self, weights, batch):
+        self.weights, self.batch = weights, str(batch)
+
+    def run(self):
+        printed = told("classify", [LITE0, "--bench", self.batch, "1", str(threads)], weights=self.weights)
+        return float(printed.split("once: ")[1].split()[0])
 
     def beside(self, _):
         return ""

@@ -1,4 +1,4 @@
-"""What the comparison itself needs from PyPI, in an environment of its own: a NATS client, and what builds the peers."""
+"""What the comparison itself needs from PyPI, in an environment of its own: a NATS client, the peers, what builds others."""
 
 import os
 import subprocess
@@ -6,6 +6,7 @@ import sys
 
 HOME = os.path.abspath(".flotilla/peers/tools")
 BUILDERS = ["cmake==3.31.6", "ninja==1.11.1.4"]
+ENCODERS = ["onnxruntime==1.32.0", "onnx==1.23.2", "numpy==2.4.6", "safetensors==0.8.0", "tokenizers==0.23.3"]
 CLIENTS = "tests/clients/requirements.txt"
 
 
@@ -17,11 +18,11 @@ def enter(script):
     if not is_complete(python):
         print("fetching what the comparison needs", file=sys.stderr)
         subprocess.run([sys.executable, "-m", "venv", HOME], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", CLIENTS, *BUILDERS], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", CLIENTS, *BUILDERS, *ENCODERS], check=True)
     os.execv(python, [python, script, *sys.argv[1:]])
 
 
 def is_complete(python):
     if not os.path.exists(python):
         return False
-    return subprocess.run([python, "-c", "import nats, cmake, ninja"], stderr=subprocess.DEVNULL).returncode == 0
+    return subprocess.run([python, "-c", "import nats, cmake, ninja, onnxruntime, onnx, safetensors, tokenizers"], stderr=subprocess.DEVNULL).returncode == 0

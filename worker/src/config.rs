@@ -4,7 +4,7 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use engine::backend::Activations;
+use engine::backend::{Activations, Weights};
 use runtime::config::{Common, Faults, ModelEntry};
 use serde::Deserialize;
 
@@ -31,6 +31,8 @@ pub struct Options {
     pub device: Device,
     /// Threads of an engine; as many as there are cores when absent.
     pub threads: Option<NonZeroUsize>,
+    /// How weights of encoders are held.
+    pub weights: Weights,
     /// How inputs of products with quantised weights are held.
     pub activations: Activations,
     /// Jobs at once.
@@ -53,6 +55,7 @@ impl Default for Options {
             models_dir: PathBuf::from(".flotilla/models"),
             device: Device::Auto,
             threads: None,
+            weights: Weights::default(),
             activations: Activations::default(),
             slots: NonZeroU32::new(32).expect("32 is not zero"),
             kv_tokens: None,
@@ -160,6 +163,7 @@ mod tests {
             (found.slots, found.step_tokens, found.drain_s),
             (default.slots, default.step_tokens, default.drain_s)
         );
+        assert_eq!((found.weights, found.activations), (default.weights, default.activations));
         assert_eq!(found.kv_tokens, Some(crate::memory::KV_TOKENS), "absent means as many, or what fits");
         assert_eq!(found.rank, Some(RANK_CPU));
         // Examples: their defaults are what the machine has, and what the catalogue has.

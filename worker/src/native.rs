@@ -44,22 +44,34 @@ pub fn load(config: &Config) -> Result<Vec<Model>, Error> {
             tokens
         }
     };
-    let settings = native::EngineConfig { kv_tokens, ..settings };
+    let decoders = native::EngineConfig { kv_tokens, ..settings.decoders };
+    let settings = Settings { decoders, ..settings };
     shelf.iter().map(|book| book.load(settings, memory::media(allowed))).collect()
 }
 
-/// How the engines are to be, but for the size of their caches.
-fn settings(config: &Config) -> native::EngineConfig {
+/// How the engines are to be.
+#[derive(Clone, Copy, Debug)]
+struct Settings {
+    decoders: native::EngineConfig,
+    encoders: encoders::Settings,
+}
+
+/// What the configuration says of them, but for the size of their caches.
+fn settings(config: &Config) -> Settings {
     let options = &config.worker;
-    let slots = options.slots.get() as usize;
+    let (slots, activations) = (options.slots.get() as usize, options.activations);
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-    native::EngineConfig {
-        threads: options.threads.map_or_else(cores, usize::from),
-        activations: options.activations,
-        kv_tokens: 0,
-        step_tokens: options.step_tokens,
-        sequences_max: slots,
-        queue_max: slots,
+    let threads = options.threads.map_or_else(cores, usize::from);
+    Settings {
+        decoders: native::EngineConfig {
+            threads,
+            activations,
+            kv_tokens: 0,
+            step_tokens: options.step_tokens,
+            sequences_max: slots,
+            queue_max: slots,
+        },
+        encoders: encoders::Settings { threads, weights: options.weights, activations },
     }
 }
 
@@ -126,16 +138,16 @@ pub fn device(device: Device) -> &'static str {
 }
 
 impl Book<'_> {
-    fn needs(&self, settings: &native::EngineConfig) -> Result<Needs, Error> {
+    fn needs(&self, settings: &Settings) -> Result<Needs, Error> {
         match self.kind {
-            Kind::Decoder => Ok(needs(&self.path, settings)?),
-            Kind::Encoder => Ok(encoders::needs(&self.path)?),
+            Kind::Decoder => Ok(needs(&self.path, &settings.decoders)?),
+            Kind::Encoder => Ok(encoders::needs(&self.path, settings.encoders)?),
         }
     }
 
-    fn load(&self, settings: native::EngineConfig, budget: MediaBudget) -> Result<Model, Error> {
+    fn load(&self, settings: Settings, budget: MediaBudget) -> Result<Model, Error> {
         match self.kind {
-            Kind::Decoder => self.decoder(settings),
+            Kind::Decoder => self.decoder(settings.decoders),
             Kind::Encoder => self.encoder(settings, budget),
         }
     }
@@ -159,8 +171,8 @@ impl Book<'_> {
         Ok(self.model(fits, Traits::default(), Arc::new(engine)))
     }
 
-    fn encoder(&self, settings: native::EngineConfig, budget: MediaBudget) -> Result<Model, Error> {
-        let loaded = self.checked(|| encoders::load(&self.path, settings.threads))?;
+    fn encoder(&self, settings: Settings, budget: MediaBudget) -> Result<Model, Error> {
+        let loaded = self.checked(|| encoders::load(&self.path, settings.encoders))?;
         let encoders::Loaded { encoder, tokens, labels, info } = loaded;
         tracing::info!(model = %self.entry.name, family = %info.family, parameters = info.parameters, "loaded");
         let context = info.context.unwrap_or(usize::MAX);
@@ -169,7 +181,7 @@ impl Book<'_> {
         let traits = Traits { width: info.width, labels: labels.into(), likeness };
         let texts = tokens.map(|tokens| (tokens, context.min(self.entry.context as usize)));
         let senses = Senses::of(&self.path, self.entry.modality, texts, budget)?;
-        let engine = Encoder::start(encoder, senses, settings.sequences_max + settings.queue_max)?;
+        let engine = Encoder::start(encoder, senses, settings.decoders.sequences_max + settings.decoders.queue_max)?;
         Ok(self.model(context, traits, Arc::new(engine)))
     }
 

@@ -1,13 +1,13 @@
 //! Sentences a second of all-MiniLM-L6-v2 through the engine, from text to direction: texts of 20 and of 128 tokens, in
 //! jobs of 1, 8, 32 and 128, turn about, so that a busy machine is busy for all of them.
-//! `FLOTILLA_BENCH_LEVEL` and `FLOTILLA_BENCH_THREADS` choose instructions and threads; the arguments `TOKENS JOB SECONDS`
+//! `FLOTILLA_BENCH_LEVEL`, `_THREADS` and `_WEIGHTS` (`stored`, `int8`) choose how; the arguments `TOKENS JOB SECONDS`
 //! one row, of which only the number is printed: so a peer can be measured between two of ours.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use engine::encode::{End, Engine, Event, Input, Job, load_at};
+use engine::encode::{End, Engine, Event, Input, Job, Settings, load_at};
 use engine::engine::JobKey;
 use engine::fixture::minilm;
 use engine::simd::Level;
@@ -33,7 +33,11 @@ impl Bench {
         let level =
             set("FLOTILLA_BENCH_LEVEL").map_or_else(Level::detect, |name| Level::named(&name).expect("a level"));
         let threads = set("FLOTILLA_BENCH_THREADS").map_or(2, |threads| threads.parse().expect("a number"));
-        let loaded = load_at(&minilm(), threads, level).expect("the model loads");
+        let settings = match set("FLOTILLA_BENCH_WEIGHTS").as_deref() {
+            Some("int8") => Settings::int8(threads),
+            _ => Settings::stored(threads),
+        };
+        let loaded = load_at(&minilm(), settings, level).expect("the model loads");
         let (sender, events) = channel();
         let engine = Engine::start(loaded.encoder, 1, Box::new(move |event| drop(sender.send(event))));
         let encoder = loaded.tokens.expect("a model of texts");

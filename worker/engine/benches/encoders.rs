@@ -106,10 +106,11 @@ fn pictures(criterion: &mut Criterion) {
             let (height, width) = window.output().expect("a kernel that fits");
             let x = cpu.upload(&numbers(4 * side * side * channels), channels).expect("memory");
             let taps = cpu.upload(&numbers(kernel * kernel * channels), channels).expect("memory");
+            let bias = cpu.upload(&numbers(channels), channels).expect("memory");
             let mut out = cpu.buffer(4 * height * width, channels).expect("memory");
             group.throughput(Throughput::Elements((4 * height * width * kernel * kernel * channels) as u64));
             group.bench_function(format!("depthwise {side} {channels} {kernel} {stride}"), |bencher| {
-                bencher.iter(|| cpu.depthwise(&x, &taps, &window, &mut out));
+                bencher.iter(|| cpu.depthwise((&x, &taps), (&bias, Activation::Relu6), &window, &mut out));
             });
         }
     });

@@ -383,6 +383,16 @@ impl<'a> Strip<'a> {
         self.at
     }
 
+    /// The strip's part of a row.
+    ///
+    /// # Panics
+    /// When there is no such row.
+    pub fn row(&mut self, row: usize) -> &mut [f32] {
+        assert!(row < self.rows, "a row of the matrix");
+        // SAFETY: the strip's columns of a row are its own, and borrowed with it.
+        unsafe { std::slice::from_raw_parts_mut(self.at.add(row * self.stride), self.columns) }
+    }
+
     /// Some columns of the strip, counted from its first.
     ///
     /// # Panics

@@ -147,6 +147,26 @@ pub fn dequantise_row(format: Format, blocks: &[u8], out: &mut [f32]) {
     }
 }
 
+/// Rounds numbers to blocks of [`Format::Q8_0`]: the greatest of each becomes 127, or as near as a half-precision scale
+/// allows.
+///
+/// # Panics
+/// When the numbers are not whole blocks.
+#[must_use]
+pub fn quantise(numbers: &[f32]) -> Vec<u8> {
+    let (blocks, rest) = numbers.as_chunks::<QUANT_BLOCK>();
+    assert!(rest.is_empty(), "whole blocks");
+    let mut bytes = Vec::with_capacity(blocks.len() * Format::Q8_0.block_bytes());
+    for block in blocks {
+        let size = block.iter().fold(0.0_f32, |size, x| size.max(x.abs()));
+        let scale = f16::from_f32(size / 127.0);
+        let inverse = if scale > f16::ZERO { 1.0 / scale.to_f32() } else { 0.0 };
+        bytes.extend(scale.to_le_bytes());
+        bytes.extend(block.map(|x| ((x * inverse).round_ties_even() as i8).max(-127).cast_unsigned()));
+    }
+    bytes
+}
+
 fn half_at(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
@@ -190,6 +210,23 @@ mod tests {
 
     fn halves(values: &[f32]) -> Vec<u8> {
         values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn what_is_rounded_is_near() {
+        let numbers: Vec<f32> =
+            (0..64).map(|i| ((i * 7919 % 997) as f32 - 498.0) * if i < 32 { 0.01 } else { 3.0 }).collect();
+        let mut again = vec![0.0; 64];
+        dequantise_row(Format::Q8_0, &quantise(&numbers), &mut again);
+        for (block, again) in numbers.chunks(32).zip(again.chunks(32)) {
+            let size = block.iter().fold(0.0_f32, |size, x| size.max(x.abs()));
+            assert!(block.iter().zip(again).all(|(x, y)| (x - y).abs() <= size / 127.0 * 0.56), "{block:?} {again:?}");
+        }
+        // Too small for a scale of half precision, and too large for one.
+        for size in [0.0, 1e-9, 1e30] {
+            dequantise_row(Format::Q8_0, &quantise(&[size; 32]), &mut again[..32]);
+            assert!(size > 1.0 || again[..32].iter().all(|x| *x == 0.0));
+        }
     }
 
     #[test]

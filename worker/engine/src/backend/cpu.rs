@@ -5,12 +5,15 @@
 
 mod dense;
 
+use std::ops::Range;
+
 use crate::Error;
 use crate::backend::step::Step;
-use crate::backend::{Activations, Backend, Epilogue, Gate, KvShape, Matrix, Reach, StepLimits, Turn};
+use crate::backend::{Activations, Backend, Epilogue, Gate, KvShape, Matrix, Reach, StepLimits, Turn, Weights};
 use crate::model::Ticket;
 use crate::plan::{BLOCK_TOKENS, BlockId, Plan, Sampled};
-use crate::pool::Pool;
+use crate::pool::{Pool, Strip};
+use crate::quant::{Format, dequantise_row, quantise};
 use crate::sampler::Sampler;
 use crate::simd::arena::{Arena, Use};
 use crate::simd::attend;
@@ -34,6 +37,7 @@ pub struct Cpu {
     locals: Vec<Local>,
     step: Step,
     blocks: dense::Blocks,
+    weights: Weights,
     activations: Activations,
     /// The inputs of the product that is computed.
     digits: Vec<Digits>,
@@ -63,6 +67,61 @@ pub struct Weight {
     inputs: usize,
 }
 
+/// Rows of inputs of a product.
+#[derive(Clone, Copy)]
+struct Inputs<'a> {
+    x: &'a [f32],
+    /// The same as digits; empty where no part of the weights asks for them.
+    digits: &'a [Digits],
+    rows: usize,
+}
+
+impl Inputs<'_> {
+    /// Some of the rows.
+    fn rows(self, rows: Range<usize>) -> Self {
+        let of = |len: usize| rows.start * (len / self.rows)..rows.end * (len / self.rows);
+        Inputs { x: &self.x[of(self.x.len())], digits: &self.digits[of(self.digits.len())], rows: rows.len() }
+    }
+}
+
+impl Weight {
+    /// Writes the columns `range` of a product to a strip that has just these.
+    fn multiply(
+        &self,
+        level: Level,
+        inputs: Inputs<'_>,
+        (range, begin): (Range<usize>, Begin),
+        strip: &mut Strip<'_>,
+        scratch: &mut Scratch,
+    ) {
+        let mut first = 0;
+        for part in &self.parts {
+            let (from, to) = (range.start.max(first), range.end.min(first + part.rows()));
+            if from < to {
+                let panels = (from - first) / LANES..(to - first).div_ceil(LANES);
+                let mut out = strip.part(from - range.start..to - range.start);
+                if inputs.digits.is_empty() || part.layout().is_plain() {
+                    let input = Input { x: inputs.x, rows: inputs.rows };
+                    multiply(level, input, (part, panels), (begin, &mut out), scratch);
+                } else {
+                    let digits = (inputs.digits, inputs.rows);
+                    integer::multiply(level, digits, (part, panels), (begin, &mut out), scratch);
+                }
+            }
+            first += part.rows();
+        }
+    }
+}
+
+impl From<Epilogue> for Begin {
+    fn from(epilogue: Epilogue) -> Begin {
+        match epilogue {
+            Epilogue::Store => Begin::Zero,
+            Epilogue::Add => Begin::Output,
+        }
+    }
+}
+
 /// Keys and values: (blocks, layers, heads, page), f16.
 #[derive(Debug)]
 pub struct Kv {
@@ -79,13 +138,31 @@ impl Cpu {
             || Local { scratch: Scratch::default(), looks: attend::Scratch::default(), sampler: Sampler::default() };
         let locals = (0..pool.threads()).map(|_| local()).collect();
         let (step, blocks) = (Step::new(limits), dense::Blocks::default());
-        Cpu { level, pool, locals, step, blocks, activations: Activations::F32, digits: Vec::new() }
+        let (weights, activations) = (Weights::Stored, Activations::F32);
+        Cpu { level, pool, locals, step, blocks, weights, activations, digits: Vec::new() }
     }
 
     /// The same device with its inputs of products as `activations` says.
     #[must_use]
     pub fn with(self, activations: Activations) -> Cpu {
         Cpu { activations, ..self }
+    }
+
+    /// The same device with weights held as `weights` says, of what is packed from now on.
+    #[must_use]
+    pub fn holding(self, weights: Weights) -> Cpu {
+        Cpu { weights, ..self }
+    }
+
+    fn panels(&self, part: &Matrix<'_>) -> Result<Panels, Error> {
+        let Matrix { format, columns, data } = *part;
+        let rounds = self.weights == Weights::Int8 && format.block_len() == 1 && columns.is_multiple_of(BLOCK);
+        if !rounds || columns == 0 {
+            return Panels::pack(format, columns, data);
+        }
+        let mut numbers = vec![0.0; data.len() / format.block_bytes()];
+        dequantise_row(format, data, &mut numbers);
+        Panels::pack(Format::Q8_0, columns, &quantise(&numbers))
     }
 
     /// Digits of a row as wide as these weights' inputs; none where no part of them is of integers, or inputs stay as
@@ -100,6 +177,10 @@ impl Cpu {
         let of_row = self.digits_of_row(&weight.parts);
         let (Some(planes), 1..) = (self.activations.planes(), of_row) else { return 0 };
         let (level, all) = (self.level, x.rows * of_row);
+        // Encoders, whose rows a step does not bound, grow it to their largest batch.
+        if all > self.digits.len() {
+            self.digits.resize(all, Digits::ZERO);
+        }
         self.pool.items((&mut self.digits[..all], of_row), ROWS_ALONE, &mut self.locals, |_, row, out| {
             digitise(level, x.row(row), planes, out);
         });
@@ -151,8 +232,7 @@ impl Backend for Cpu {
 
     fn pack(&mut self, parts: &[Matrix<'_>]) -> Result<Weight, Error> {
         let inputs = parts.first().map_or(0, |part| part.columns);
-        let parts: Vec<Panels> =
-            parts.iter().map(|part| Panels::pack(part.format, part.columns, part.data)).collect::<Result<_, _>>()?;
+        let parts: Vec<Panels> = parts.iter().map(|part| self.panels(part)).collect::<Result<_, _>>()?;
         let whole = parts.iter().rev().skip(1).all(|part| part.rows().is_multiple_of(LANES));
         if !whole || parts.iter().any(|part| part.columns() != inputs) {
             return Err(Error::Unsupported("matrices that cannot be packed side by side".into()));
@@ -211,32 +291,15 @@ impl Backend for Cpu {
     fn linear(&mut self, x: &Buf, weight: &Weight, epilogue: Epilogue, out: &mut Buf) {
         assert!(x.width == weight.inputs && out.width == weight.outputs, "widths of a product agree");
         let digits = self.digitise(x, weight);
-        let (level, input, digits) = (self.level, Input { x: x.all(), rows: x.rows }, &self.digits[..digits]);
-        let begin = match epilogue {
-            Epilogue::Store => Begin::Zero,
-            Epilogue::Add => Begin::Output,
-        };
+        let inputs = Inputs { x: x.all(), digits: &self.digits[..digits], rows: x.rows };
+        let (level, begin) = (self.level, Begin::from(epilogue));
         let out = (out.begin_rows(x.rows), weight.outputs);
         if x.rows == 0 {
             return;
         }
-        let unit = if digits.is_empty() { STRIP_UNIT } else { integer::STRIP_UNIT };
+        let unit = if digits == 0 { STRIP_UNIT } else { integer::STRIP_UNIT };
         self.pool.strips(out, unit, &mut self.locals, |local, range, strip| {
-            let mut first = 0;
-            for part in &weight.parts {
-                let (from, to) = (range.start.max(first), range.end.min(first + part.rows()));
-                if from < to {
-                    let panels = (from - first) / LANES..(to - first).div_ceil(LANES);
-                    let mut out = strip.part(from - range.start..to - range.start);
-                    if digits.is_empty() || part.layout().is_plain() {
-                        multiply(level, input, (part, panels), (begin, &mut out), &mut local.scratch);
-                    } else {
-                        let digits = (digits, x.rows);
-                        integer::multiply(level, digits, (part, panels), (begin, &mut out), &mut local.scratch);
-                    }
-                }
-                first += part.rows();
-            }
+            weight.multiply(level, inputs, (range, begin), strip, &mut local.scratch);
         });
     }
 

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::Backend;
+use super::{Backend, Epilogue};
 use crate::Error;
 
 /// What follows a product.
@@ -119,6 +119,17 @@ pub trait Dense: Backend {
     fn add(&mut self, x: &Self::Buf, out: &mut Self::Buf);
     /// `x = activation(x + bias)`, row by row.
     fn bias(&mut self, bias: &Self::Buf, activation: Activation, x: &mut Self::Buf);
+    /// `out = activation(x * weight^T + bias)`, or the same of what `out` holds and the product together.
+    fn affine(
+        &mut self,
+        (x, weight): (&Self::Buf, &Self::Weight),
+        (bias, activation): (&Self::Buf, Activation),
+        epilogue: Epilogue,
+        out: &mut Self::Buf,
+    ) {
+        self.linear(x, weight, epilogue, out);
+        self.bias(bias, activation, out);
+    }
     /// `out = (x - mean) / deviation * weight + bias`, row by row.
     fn layer_norm(&mut self, x: &Self::Buf, affine: (&Self::Buf, &Self::Buf), epsilon: f32, out: &mut Self::Buf);
     /// Attention of every span's queries over its keys: `out` has `heads.count * heads.width` columns. Spans come in
@@ -147,8 +158,15 @@ pub trait Dense: Backend {
     fn mean(&mut self, x: &Self::Buf, spans: &[Range<usize>], out: &mut Self::Buf);
     /// Every window of every picture as one row: (kernel y, kernel x, channels).
     fn unfold(&mut self, x: &Self::Buf, window: &Window, out: &mut Self::Buf);
-    /// Convolves every channel by itself; `kernel` is (kernel y * kernel x, channels).
-    fn depthwise(&mut self, x: &Self::Buf, kernel: &Self::Buf, window: &Window, out: &mut Self::Buf);
+    /// Convolves every channel of a picture by itself: `of` has the picture and the kernel, (kernel y * kernel x,
+    /// channels). `out = activation(that + bias)`.
+    fn depthwise(
+        &mut self,
+        of: (&Self::Buf, &Self::Buf),
+        bias: (&Self::Buf, Activation),
+        window: &Window,
+        out: &mut Self::Buf,
+    );
 }
 
 impl Window {

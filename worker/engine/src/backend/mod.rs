@@ -54,6 +54,17 @@ pub struct StepLimits {
     pub blocks: usize,
 }
 
+/// How weights are held that a file has in floating point.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Weights {
+    /// As the file has them.
+    #[default]
+    Stored,
+    /// Rounded to a signed byte under a scale for each 32, where a row is whole such blocks.
+    Int8,
+}
+
 /// How the inputs of products with quantised weights are held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]

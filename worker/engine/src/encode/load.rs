@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::{Budget, Encoder, Picturing};
 use crate::Error;
-use crate::backend::StepLimits;
 use crate::backend::cpu::Cpu;
+use crate::backend::{Activations, StepLimits, Weights};
 use crate::model::whisper::Whisper;
 use crate::model::{Bert, BertConfig, Clip, ClipConfig, EfficientNet};
 use crate::needs::Needs;
@@ -60,30 +60,53 @@ pub struct Info {
     pub width: Option<usize>,
 }
 
+/// How an encoder is to compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Threads.
+    pub threads: usize,
+    /// How its weights are held.
+    pub weights: Weights,
+    /// How the inputs of products with rounded weights are held.
+    pub activations: Activations,
+}
+
+impl Settings {
+    /// Weights as the file has them.
+    #[must_use]
+    pub fn stored(threads: usize) -> Settings {
+        Settings { threads, weights: Weights::Stored, activations: Activations::default() }
+    }
+
+    /// Weights of a byte.
+    #[must_use]
+    pub fn int8(threads: usize) -> Settings {
+        Settings { weights: Weights::Int8, ..Settings::stored(threads) }
+    }
+}
+
 /// Loads the encoder at `path` for the best instructions of this machine.
 ///
 /// # Errors
 /// When the file cannot be read, is broken, or is of a family that is not computed.
-pub fn load(path: &Path, threads: usize) -> Result<Loaded, Error> {
-    load_at(path, threads, Level::detect())
+pub fn load(path: &Path, settings: Settings) -> Result<Loaded, Error> {
+    load_at(path, settings, Level::detect())
 }
 
 /// Loads the encoder at `path` for the instructions of `level`.
 ///
 /// # Errors
 /// As [`load`].
-pub fn load_at(path: &Path, threads: usize, level: Level) -> Result<Loaded, Error> {
+pub fn load_at(path: &Path, settings: Settings, level: Level) -> Result<Loaded, Error> {
     let tensors = Tensors::open(path)?;
-    let cpu = Cpu::new(level, threads, StepLimits { rows: 0, outputs: 0, blocks: 0 });
+    let cpu = |limits| Cpu::new(level, settings.threads, limits).with(settings.activations).holding(settings.weights);
+    let nothing = StepLimits { rows: 0, outputs: 0, blocks: 0 };
     match tensors.text(FAMILY)? {
-        "bert" => bert(&tensors, cpu),
-        "efficientnet" => efficientnet(&tensors, cpu),
-        "whisper" => {
-            // Its decoder works a row for each window of a batch.
-            let limits = StepLimits { rows: 1, outputs: 1, blocks: 1 };
-            whisper(&tensors, Cpu::new(level, threads, limits))
-        }
-        "clip" => clip(&tensors, cpu),
+        "bert" => bert(&tensors, cpu(nothing)),
+        "efficientnet" => efficientnet(&tensors, cpu(nothing)),
+        // Its decoder works a row for each window of a batch.
+        "whisper" => whisper(&tensors, cpu(StepLimits { rows: 1, outputs: 1, blocks: 1 })),
+        "clip" => clip(&tensors, cpu(nothing)),
         other => Err(unknown(other)),
     }
 }
@@ -92,14 +115,19 @@ pub fn load_at(path: &Path, threads: usize, level: Level) -> Result<Loaded, Erro
 ///
 /// # Errors
 /// As [`load`].
-pub fn needs(path: &Path) -> Result<Needs, Error> {
+pub fn needs(path: &Path, settings: Settings) -> Result<Needs, Error> {
     let tensors = Tensors::open(path)?;
-    match tensors.text(FAMILY)? {
+    let needs = match tensors.text(FAMILY)? {
         "bert" => bert_needs(&tensors),
         "efficientnet" => efficientnet_needs(&tensors),
         "whisper" => whisper_needs(&tensors),
         "clip" => clip_needs(&tensors),
         other => Err(unknown(other)),
+    }?;
+    match settings.weights {
+        Weights::Stored => Ok(needs),
+        // Rounded inputs take less than the inputs themselves; rounded weights never more than the file's.
+        Weights::Int8 => Ok(Needs { workspace: needs.workspace.saturating_mul(2), ..needs }),
     }
 }
 

@@ -16,14 +16,12 @@ pub(super) struct Affine<B: Dense> {
 impl<B: Dense> Affine<B> {
     /// `out = activation(x * weight^T + bias)`.
     pub(super) fn replace(&self, backend: &mut B, x: &B::Buf, activation: Activation, out: &mut B::Buf) {
-        backend.linear(x, &self.weight, Epilogue::Store, out);
-        backend.bias(&self.bias, activation, out);
+        backend.affine((x, &self.weight), (&self.bias, activation), Epilogue::Store, out);
     }
 
     /// `out += x * weight^T + bias`.
     pub(super) fn add(&self, backend: &mut B, x: &B::Buf, out: &mut B::Buf) {
-        backend.linear(x, &self.weight, Epilogue::Add, out);
-        backend.bias(&self.bias, Activation::None, out);
+        backend.affine((x, &self.weight), (&self.bias, Activation::None), Epilogue::Add, out);
     }
 }
 

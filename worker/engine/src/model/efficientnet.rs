@@ -151,8 +151,7 @@ impl<B: Dense> EfficientNet<B> {
 
 impl<B: Dense> Pointwise<B> {
     fn run(&self, backend: &mut B, x: &B::Buf, out: &mut B::Buf) {
-        backend.linear(x, &self.weight, Epilogue::Store, out);
-        backend.bias(&self.bias, self.activation, out);
+        backend.affine((x, &self.weight), (&self.bias, self.activation), Epilogue::Store, out);
     }
 }
 
@@ -165,8 +164,8 @@ impl<B: Dense> Block<B> {
             expand.run(backend, x, out);
         }
         let [x, out] = slots.get_disjoint_mut([widened, filtered]).expect(DISTINCT);
-        backend.depthwise(x, &self.filter.kernel, &self.filter.window, out);
-        backend.bias(&self.filter.bias, Activation::Relu6, out);
+        let Depthwise { kernel, bias, window } = &self.filter;
+        backend.depthwise((x, kernel), (bias, Activation::Relu6), window, out);
         let [x, out] = slots.get_disjoint_mut([filtered, output]).expect(DISTINCT);
         self.project.run(backend, x, out);
         if self.residual == Residual::Added {

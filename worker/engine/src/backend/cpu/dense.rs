@@ -2,14 +2,19 @@
 
 use std::ops::Range;
 
-use super::{Buf, Cpu, Weight};
+use super::{Buf, Cpu, Inputs, Weight};
 use crate::backend::dense::{Activation, Attended, Dense, Heads, Mask, Span, View, Window};
+use crate::backend::{Backend, Epilogue};
 use crate::simd::affine;
 use crate::simd::attend::{self, Growth, Look, QUERIES, Rows};
+use crate::simd::tile::Begin;
 use crate::simd::window::depthwise;
 
 /// Numbers that one thread goes through faster alone than two together.
 const NUMBERS_ALONE: usize = 8192;
+
+/// Rows of a product that one thread computes at a time: they share one unpacking of the weights.
+const PRODUCT_ROWS: usize = 48;
 
 /// Queries of spans, cut into what is computed together: kept from call to call for its memory.
 #[derive(Debug, Default)]
@@ -29,6 +34,13 @@ impl Blocks {
                 self.spans.push(index);
             }
         }
+    }
+}
+
+impl Blocks {
+    fn cut_rows(&mut self, rows: usize) {
+        self.rows.clear();
+        self.rows.extend((0..rows).step_by(PRODUCT_ROWS).map(|first| first..rows.min(first + PRODUCT_ROWS)));
     }
 }
 
@@ -101,6 +113,34 @@ impl Dense for Cpu {
         let (level, rows, width) = (self.level, x.rows, x.width);
         self.pool.items((x.begin_rows(rows), width), grain(width), &mut self.locals, |_, _, x| {
             affine::bias(level, bias.row(0), activation, x);
+        });
+    }
+
+    /// Many rows are cut into blocks, each of which one thread computes whole: outputs may be too few to share, and what
+    /// follows a product finds it in the cache.
+    fn affine(
+        &mut self,
+        (x, weight): (&Buf, &Weight),
+        (bias, activation): (&Buf, Activation),
+        epilogue: Epilogue,
+        out: &mut Buf,
+    ) {
+        if x.rows < 2 * PRODUCT_ROWS {
+            self.linear(x, weight, epilogue, out);
+            return self.bias(bias, activation, out);
+        }
+        assert!(x.width == weight.inputs && out.width == weight.outputs, "widths of a product agree");
+        let digits = self.digitise(x, weight);
+        let inputs = Inputs { x: x.all(), digits: &self.digits[..digits], rows: x.rows };
+        let (level, begin, width) = (self.level, Begin::from(epilogue), out.width);
+        self.blocks.cut_rows(x.rows);
+        let (out, blocks) = ((out.begin_rows(x.rows), width), &self.blocks.rows);
+        self.pool.tiles(out, (blocks, width), 1, &mut self.locals, |local, (block, _), strip| {
+            let inputs = inputs.rows(blocks[block].clone());
+            weight.multiply(level, inputs, (0..width, begin), strip, &mut local.scratch);
+            for row in 0..inputs.rows {
+                affine::bias(level, bias.row(0), activation, strip.row(row));
+            }
         });
     }
 
@@ -181,7 +221,13 @@ impl Dense for Cpu {
         });
     }
 
-    fn depthwise(&mut self, x: &Buf, kernel: &Buf, window: &Window, out: &mut Buf) {
+    fn depthwise(
+        &mut self,
+        (x, kernel): (&Buf, &Buf),
+        (bias, activation): (&Buf, Activation),
+        window: &Window,
+        out: &mut Buf,
+    ) {
         let (pictures, places) = pictures(x, window);
         let (level, channels) = (self.level, x.width);
         assert!(out.width == channels && kernel.width == channels, "as many channels out as in");
@@ -190,6 +236,9 @@ impl Dense for Cpu {
         self.pool.items(out, 1, &mut self.locals, |_, index, out| {
             let (picture, row) = (index / places.0, index % places.0);
             depthwise(level, &x.all()[picture * len..][..len], kernel.all(), (window, row), out);
+            for out in out.chunks_exact_mut(channels) {
+                affine::bias(level, bias.row(0), activation, out);
+            }
         });
     }
 }

@@ -167,7 +167,13 @@ impl Dense for Scalar {
         });
     }
 
-    fn depthwise(&mut self, x: &Rows, kernel: &Rows, window: &Window, out: &mut Rows) {
+    fn depthwise(
+        &mut self,
+        (x, kernel): (&Rows, &Rows),
+        (bias, activation): (&Rows, Activation),
+        window: &Window,
+        out: &mut Rows,
+    ) {
         let (pictures, rows) = pictures(x, window);
         let mut sums = vec![0.0; rows * x.width];
         walk(window, pictures, |row, tap, from| {
@@ -176,5 +182,6 @@ impl Dense for Scalar {
             sums.iter_mut().zip(products).for_each(|(sum, (x, k))| *sum += f64::from(*x) * f64::from(*k));
         });
         out.put(sums.into_iter().map(|sum| sum as f32));
+        self.bias(bias, activation, out);
     }
 }

@@ -253,18 +253,19 @@ fn pictures_are_unfolded_and_convolved_as_the_oracle_does() {
         let window = Window { size, kernel, stride, padding };
         let (height, width) = window.output().expect("a kernel that fits");
         let x = noise.numbers(3 * size.0 * size.1 * channels);
-        let taps = noise.numbers(kernel.0 * kernel.1 * channels);
+        let (taps, bias) = (noise.numbers(kernel.0 * kernel.1 * channels), noise.numbers(channels));
         let convolve = |range: Range<usize>| {
             let x = &x[range.start * size.0 * size.1 * channels..range.end * size.0 * size.1 * channels];
-            let (taps, window, rows) = (&taps, &window, range.len() * height * width);
+            let (taps, bias, window, rows) = (&taps, &bias, &window, range.len() * height * width);
             check(
                 &format!("{window:?}"),
                 &operation!(|backend| {
                     let (x, taps) = (put(backend, x, channels), put(backend, taps, channels));
+                    let bias = put(backend, bias, channels);
                     let mut unfolded = empty(backend, rows, kernel.0 * kernel.1 * channels);
                     backend.unfold(&x, window, &mut unfolded);
                     let mut out = empty(backend, rows, channels);
-                    backend.depthwise(&x, &taps, window, &mut out);
+                    backend.depthwise((&x, &taps), (&bias, Activation::Relu6), window, &mut out);
                     [read(backend, &out), read(backend, &unfolded)].concat()
                 }),
             )
@@ -272,6 +273,31 @@ fn pictures_are_unfolded_and_convolved_as_the_oracle_does() {
         let (together, alone) = (convolve(0..3), convolve(1..2));
         let len = height * width * channels;
         assert!(bits(&together[len..2 * len]).eq(bits(&alone[..len])), "{window:?}");
+    }
+}
+
+#[test]
+fn what_follows_a_product_does_not_depend_on_how_its_rows_were_cut() {
+    let mut noise = Noise(23);
+    for (rows, inputs, outputs) in [(5, 64, 40), (200, 96, 24), (131, 160, 130), (97, 27, 33)] {
+        let numbers = noise.numbers(outputs * inputs);
+        let data: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let (x, bias, before) = (noise.numbers(rows * inputs), noise.numbers(outputs), noise.numbers(rows * outputs));
+        let devices = Level::all().into_iter().flat_map(|level| {
+            [Weights::Stored, Weights::Int8]
+                .map(|weights| (level, weights, Cpu::new(level, 3, LIMITS).holding(weights)))
+        });
+        for (level, weights, device) in devices {
+            let mut device = device.with(Activations::Mixed);
+            let weight = device.pack(&[Matrix { format: Format::F32, columns: inputs, data: &data }]).unwrap();
+            let (x, bias) = (put(&mut device, &x, inputs), put(&mut device, &bias, outputs));
+            let [mut apart, mut together] = [0; 2].map(|_| put(&mut device, &before, outputs));
+            device.linear(&x, &weight, Epilogue::Add, &mut apart);
+            device.bias(&bias, Activation::Gelu, &mut apart);
+            device.affine((&x, &weight), (&bias, Activation::Gelu), Epilogue::Add, &mut together);
+            let (apart, together) = (read(&device, &apart), read(&device, &together));
+            assert!(bits(&apart).eq(bits(&together)), "{rows} {inputs} {outputs} {weights:?} {}", level.name());
+        }
     }
 }
 

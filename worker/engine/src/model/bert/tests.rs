@@ -119,7 +119,7 @@ fn a_file_becomes_an_engine_that_answers() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tiny.safetensors");
     tiny_bert(&path, 5);
-    let loaded = encode::load(&path, 2).unwrap();
+    let loaded = encode::load(&path, encode::Settings::stored(2)).unwrap();
     assert_eq!((loaded.info.family.as_str(), loaded.info.precision), ("bert", "F32"));
     assert_eq!((loaded.info.context, loaded.info.width), (Some(48), Some(WIDTH)));
     let needs = encode::needs(&path).unwrap();
@@ -147,7 +147,7 @@ fn other_families_and_tokenizers_too_large_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("other.safetensors");
     std::fs::write(&path, crate::fixture::tensors_file(&[("family", "t5")], &[])).unwrap();
-    assert!(matches!(encode::load(&path, 1), Err(Error::Unsupported(_))));
+    assert!(matches!(encode::load(&path, encode::Settings::stored(1)), Err(Error::Unsupported(_))));
     assert!(matches!(encode::needs(&path), Err(Error::Unsupported(_))));
 }
 
