@@ -59,19 +59,19 @@ struct Settings {
 /// What the configuration says of them, but for the size of their caches.
 fn settings(config: &Config) -> Settings {
     let options = &config.worker;
-    let (slots, activations) = (options.slots.get() as usize, options.activations);
+    let slots = options.slots.get() as usize;
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     let threads = options.threads.map_or_else(cores, usize::from);
     Settings {
         decoders: native::EngineConfig {
             threads,
-            activations,
+            activations: options.activations,
             kv_tokens: 0,
             step_tokens: options.step_tokens,
             sequences_max: slots,
             queue_max: slots,
         },
-        encoders: encoders::Settings { threads, weights: options.weights, activations },
+        encoders: encoders::Settings { threads, weights: options.weights },
     }
 }
 

@@ -199,8 +199,7 @@ impl Pool {
     pub fn tiles<L: Send>(
         &mut self,
         out: (&mut [f32], usize),
-        (rows, width): (&[Range<usize>], usize),
-        grain: usize,
+        (rows, width, grain): (&[Range<usize>], usize, usize),
         locals: &mut [L],
         work: impl Fn(&mut L, (usize, usize), &mut Strip<'_>) + Sync,
     ) {
@@ -478,7 +477,7 @@ mod tests {
             let mut pool = Pool::new(threads);
             let mut out = vec![0.0; 10 * 6];
             let mut locals = vec![(); threads];
-            pool.tiles((&mut out, 6), (&[0..1, 1..4, 5..10], 2), 1, &mut locals, |(), (index, group), strip| {
+            pool.tiles((&mut out, 6), (&[0..1, 1..4, 5..10], 2, 1), &mut locals, |(), (index, group), strip| {
                 assert_eq!((strip.rows(), strip.columns()), ([1, 3, 5][index], 2));
                 for row in 0..strip.rows() {
                     for column in 0..2 {
@@ -497,7 +496,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "rows in order")]
     fn tiles_that_share_rows_are_refused() {
-        Pool::new(1).tiles((&mut [0.0; 8], 2), (&[0..2, 1..3], 1), 1, &mut [()], |(), _, _| {});
+        Pool::new(1).tiles((&mut [0.0; 8], 2), (&[0..2, 1..3], 1, 1), &mut [()], |(), _, _| {});
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
+use engine::backend::Weights;
 use engine::encode::{End, Engine, Event, Input, InputKey, Job, Loaded, Output, Settings, Turn, load};
 use engine::engine::JobKey;
 use engine::fixture::minilm;
@@ -13,7 +14,9 @@ use serde::Deserialize;
 
 const WIDTH: usize = 384;
 /// Of weights as they are, and of a byte.
-const COSINE_MIN: [(fn(usize) -> Settings, f64); 2] = [(Settings::stored, 0.9999), (Settings::int8, 0.999)];
+const COSINE_MIN: [(Weights, f64); 2] = [(Weights::Stored, 0.9999), (Weights::Int8, 0.999)];
+/// Places of a ranking that weights of a byte keep.
+const NEAREST: usize = 3;
 /// Batched and alone may differ by this much in a number.
 const COMPANY_MAX: f32 = 1e-4;
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -81,8 +84,8 @@ fn vector(output: Output) -> Vec<f32> {
 fn directions_are_the_references_in_company_and_alone() {
     let golden = golden();
     let path = minilm();
-    for (settings, least) in COSINE_MIN {
-        directions_are_the_references(&golden, &path, settings(2), least);
+    for (weights, least) in COSINE_MIN {
+        directions_are_the_references(&golden, &path, Settings { threads: 2, weights }, least);
     }
 }
 
@@ -118,8 +121,8 @@ fn directions_are_the_references(golden: &Golden, path: &Path, settings: Setting
 #[test]
 fn a_retrieval_ranks_as_the_reference_does() {
     let Retrieval { queries, passages, ranking } = golden().retrieval;
-    for (settings, _) in COSINE_MIN {
-        ranks_as_the_reference(&queries, &passages, &ranking, settings(2));
+    for (weights, _) in COSINE_MIN {
+        ranks_as_the_reference(&queries, &passages, &ranking, Settings { threads: 2, weights });
     }
 }
 
@@ -132,6 +135,10 @@ fn ranks_as_the_reference(queries: &[String], passages: &[String], ranking: &[Ve
     for (query, ranking) in queries.iter().zip(ranking) {
         let mut places: Vec<usize> = (0..passages.len()).collect();
         places.sort_by(|a, b| cosine(query, &passages[*b]).total_cmp(&cosine(query, &passages[*a])));
-        assert_eq!(places, *ranking);
+        match settings.weights {
+            Weights::Stored => assert_eq!(places, *ranking),
+            // Those far off lie close together, and may change places.
+            Weights::Int8 => assert_eq!(places[..NEAREST], ranking[..NEAREST]),
+        }
     }
 }

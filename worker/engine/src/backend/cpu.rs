@@ -91,8 +91,7 @@ impl Weight {
         level: Level,
         inputs: Inputs<'_>,
         (range, begin): (Range<usize>, Begin),
-        strip: &mut Strip<'_>,
-        scratch: &mut Scratch,
+        (strip, scratch): (&mut Strip<'_>, &mut Scratch),
     ) {
         let mut first = 0;
         for part in &self.parts {
@@ -299,7 +298,7 @@ impl Backend for Cpu {
         }
         let unit = if digits == 0 { STRIP_UNIT } else { integer::STRIP_UNIT };
         self.pool.strips(out, unit, &mut self.locals, |local, range, strip| {
-            weight.multiply(level, inputs, (range, begin), strip, &mut local.scratch);
+            weight.multiply(level, inputs, (range, begin), (strip, &mut local.scratch));
         });
     }
 
@@ -347,7 +346,7 @@ impl Backend for Cpu {
         let tokens: usize = step.rows().iter().map(|row| row.position as usize + 1).sum();
         let grain = if tokens <= TOKENS_ALONE { usize::MAX } else { 1 };
         let out = (out.begin_rows(qkv.rows), heads * group);
-        self.pool.tiles(out, (step.runs(), group), grain, &mut self.locals, |_, (run, head), out| {
+        self.pool.tiles(out, (step.runs(), group, grain), &mut self.locals, |_, (run, head), out| {
             let first = step.runs()[run].start;
             let place = &step.rows()[first];
             let pages = Pages {

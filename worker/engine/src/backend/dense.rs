@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::{Backend, Epilogue};
+use super::{Backend, Epilogue, Matrix};
 use crate::Error;
 
 /// What follows a product.
@@ -109,6 +109,13 @@ pub struct Window {
 
 /// A device for encoders.
 pub trait Dense: Backend {
+    /// Packs a matrix whose rows are gathered: as the file has it, however the weights of products are held.
+    ///
+    /// # Errors
+    /// As [`Backend::pack`].
+    fn table(&mut self, rows: Matrix<'_>) -> Result<Self::Weight, Error> {
+        self.pack(&[rows])
+    }
     /// Replaces a buffer's rows with numbers of the host.
     fn write(&mut self, numbers: &[f32], out: &mut Self::Buf);
     /// `out[i] = table[rows[i]]`.

@@ -8,7 +8,7 @@ use proptest::test_runner::{Config, TestRunner};
 
 use super::cpu::Cpu;
 use super::scalar::Scalar;
-use super::{Activations, Backend, Epilogue, Gate, HeadNorms, KvShape, Matrix, Reach, StepLimits, Turn};
+use super::{Activations, Backend, Epilogue, Gate, HeadNorms, KvShape, Matrix, Reach, StepLimits, Turn, Weights};
 use crate::fixture;
 use crate::plan::{BlockId, Plan};
 use crate::quant::Format;

@@ -67,21 +67,19 @@ pub struct Settings {
     pub threads: usize,
     /// How its weights are held.
     pub weights: Weights,
-    /// How the inputs of products with rounded weights are held.
-    pub activations: Activations,
 }
 
 impl Settings {
     /// Weights as the file has them.
     #[must_use]
     pub fn stored(threads: usize) -> Settings {
-        Settings { threads, weights: Weights::Stored, activations: Activations::default() }
+        Settings { threads, weights: Weights::Stored }
     }
 
     /// Weights of a byte.
     #[must_use]
     pub fn int8(threads: usize) -> Settings {
-        Settings { weights: Weights::Int8, ..Settings::stored(threads) }
+        Settings { threads, weights: Weights::Int8 }
     }
 }
 
@@ -99,7 +97,7 @@ pub fn load(path: &Path, settings: Settings) -> Result<Loaded, Error> {
 /// As [`load`].
 pub fn load_at(path: &Path, settings: Settings, level: Level) -> Result<Loaded, Error> {
     let tensors = Tensors::open(path)?;
-    let cpu = |limits| Cpu::new(level, settings.threads, limits).with(settings.activations).holding(settings.weights);
+    let cpu = |limits| Cpu::new(level, settings.threads, limits).with(Activations::default()).holding(settings.weights);
     let nothing = StepLimits { rows: 0, outputs: 0, blocks: 0 };
     match tensors.text(FAMILY)? {
         "bert" => bert(&tensors, cpu(nothing)),
@@ -267,6 +265,6 @@ mod tests {
         let path = folder.path().join("whisper.safetensors");
         let metadata = [(FAMILY, "whisper")];
         std::fs::write(&path, tensors_file(&metadata, &[(WHISPER_EMBEDDING, &[], vec![1.0])])).unwrap();
-        assert!(matches!(needs(&path), Err(Error::Malformed(_))));
+        assert!(matches!(needs(&path, Settings::stored(1)), Err(Error::Malformed(_))));
     }
 }

@@ -129,14 +129,15 @@ unsafe fn pair<V: Lanes>((x, size): ([V::F; 2], f32), both: bool, (upper, lower)
         let uppers = numbers.map(|x| V::round(V::mul(x, V::splat(1.0 / UPPER))));
         upper.write::<V>((uppers, scale * UPPER), [0; 2]);
         upper.more = both;
-        let lowers = if both {
-            // A half that was rounded to the even upper byte leaves 128: one too many for a byte.
-            let (least, most) = (V::splat(-127.0), V::splat(127.0));
-            let rest = |half: usize| V::fma(uppers[half], V::splat(-UPPER), numbers[half]);
-            [V::max(V::min(rest(0), most), least), V::max(V::min(rest(1), most), least)]
-        } else {
-            [V::splat(0.0); 2]
-        };
+        if !both {
+            let halves = upper.halves.map(|half| half * UPPER as i32);
+            *lower = Digits { digits: [0; BLOCK], scale, sum: upper.sum, halves, more: false };
+            return;
+        }
+        // A half that was rounded to the even upper byte leaves 128: one too many for a byte.
+        let (least, most) = (V::splat(-127.0), V::splat(127.0));
+        let rest = |half: usize| V::fma(uppers[half], V::splat(-UPPER), numbers[half]);
+        let lowers = [V::max(V::min(rest(0), most), least), V::max(V::min(rest(1), most), least)];
         lower.write::<V>((lowers, scale), upper.halves);
     }
 }

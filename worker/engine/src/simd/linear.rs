@@ -232,41 +232,58 @@ impl<const LAYOUT: usize> Of<LAYOUT> {
         }
     }
 
-    /// Many tokens: unpack a strip of weights once, then run every tile of a token block over it.
+    /// Many tokens: unpack a strip of weights once, then run every tile of a token block over it. Panels that are left
+    /// over by tiles of three are computed as so few.
     #[inline(always)]
     unsafe fn unpacked<V: Lanes>(self) {
-        // SAFETY: the product's pointers.
-        unsafe { if V::ACCUMULATORS >= 24 { self.blocks::<V, 8, 6, 4, 3>() } else { self.blocks::<V, 6, 4, 2, 1>() } }
-    }
-
-    /// In tiles of `T` tokens by `P` panels; a rest of tokens takes the smallest of `T`, `M` and `S` that holds it.
-    #[inline(always)]
-    unsafe fn blocks<V: Lanes, const T: usize, const M: usize, const S: usize, const P: usize>(self) {
-        let product = self.0;
-        let panels = product.outputs.panels();
-        for first in (0..product.rows).step_by(TOKEN_BLOCK) {
-            let rows = TOKEN_BLOCK.min(product.rows - first);
-            // SAFETY: the product's pointers; every block is inside its counts.
-            unsafe {
-                for panel in (0..panels).step_by(P) {
-                    for column in (0..product.columns).step_by(COLUMN_BLOCK) {
-                        let columns = COLUMN_BLOCK.min(product.columns - column);
-                        self.unpack::<V, P>(panel..panels.min(panel + P), column, columns);
-                        let begin = if column == 0 { product.outputs.begin } else { Begin::Output };
-                        let strip = StripOf { first, rows, panel, column, columns, begin };
-                        product.strip::<V, T, M, S, P>(strip);
-                    }
-                }
+        let panels = self.0.outputs.panels();
+        let mut panel = 0;
+        // SAFETY: the product's pointers; panels are inside their count.
+        unsafe {
+            while panel < panels {
+                panel += match (V::ACCUMULATORS >= 24, panels - panel) {
+                    (true, 1) => self.blocks::<V, 8, 6, 4, 1>(panel),
+                    (true, 2) => self.blocks::<V, 8, 6, 4, 2>(panel),
+                    (true, _) => self.blocks::<V, 8, 6, 4, TILE_PANELS>(panel),
+                    (false, _) => self.blocks::<V, 6, 4, 2, 1>(panel),
+                };
             }
         }
     }
 
-    /// Writes (columns, P, LANES) weights to scratch. What an absent panel left there is computed with, and not stored.
+    /// `P` panels in tiles of `T` tokens; a rest of tokens takes the smallest of `T`, `M` and `S` that holds it. Returns
+    /// how many panels it did.
     #[inline(always)]
-    unsafe fn unpack<V: Lanes, const P: usize>(self, panels: std::ops::Range<usize>, column: usize, columns: usize) {
+    unsafe fn blocks<V: Lanes, const T: usize, const M: usize, const S: usize, const P: usize>(
+        self,
+        panel: usize,
+    ) -> usize {
+        let product = self.0;
+        for first in (0..product.rows).step_by(TOKEN_BLOCK) {
+            let rows = TOKEN_BLOCK.min(product.rows - first);
+            for column in (0..product.columns).step_by(COLUMN_BLOCK) {
+                let columns = COLUMN_BLOCK.min(product.columns - column);
+                let begin = if column == 0 { product.outputs.begin } else { Begin::Output };
+                // SAFETY: the product's pointers; every block is inside its counts.
+                unsafe {
+                    let weights = match LAYOUTS[LAYOUT] {
+                        Layout::Singles => Columns::of_panels(&product, panel, column),
+                        _ => self.unpack::<V, P>(panel, column, columns),
+                    };
+                    let strip = StripOf { first, rows, panel, column, columns, begin };
+                    product.strip::<V, T, M, S, P>(strip, weights);
+                }
+            }
+        }
+        P
+    }
+
+    /// Writes (columns, P, LANES) weights to scratch.
+    #[inline(always)]
+    unsafe fn unpack<V: Lanes, const P: usize>(self, panel: usize, column: usize, columns: usize) -> Columns<P> {
         let product = self.0;
         let bytes = LAYOUTS[LAYOUT].block_bytes();
-        for (p, panel) in panels.enumerate() {
+        for (p, panel) in (panel..panel + P).enumerate() {
             for block in 0..columns.div_ceil(BLOCK) {
                 // SAFETY: the product's pointers; `columns` is at most COLUMN_BLOCK, and the last block is packed whole.
                 unsafe {
@@ -282,6 +299,23 @@ impl<const LAYOUT: usize> Of<LAYOUT> {
                 }
             }
         }
+        Columns { of: std::array::from_fn(|p| product.unpacked.wrapping_add(p * LANES).cast_const()), step: P * LANES }
+    }
+}
+
+/// Unpacked weights of `P` panels, column after column: the first of each, and how far the next is.
+#[derive(Clone, Copy)]
+struct Columns<const P: usize> {
+    of: [*const f32; P],
+    step: usize,
+}
+
+impl<const P: usize> Columns<P> {
+    /// Panels of singles are unpacked as they are.
+    #[inline(always)]
+    fn of_panels(product: &Product, panel: usize, column: usize) -> Self {
+        let of = |p: usize| product.weights.wrapping_add((panel + p) * product.panel_bytes).cast::<f32>();
+        Columns { of: std::array::from_fn(|p| of(p).wrapping_add(column * LANES)), step: LANES }
     }
 }
 
@@ -298,15 +332,19 @@ struct StripOf {
 
 impl Product {
     #[inline(always)]
-    unsafe fn strip<V: Lanes, const T: usize, const M: usize, const S: usize, const P: usize>(&self, strip: StripOf) {
+    unsafe fn strip<V: Lanes, const T: usize, const M: usize, const S: usize, const P: usize>(
+        &self,
+        strip: StripOf,
+        weights: Columns<P>,
+    ) {
         let mut token = 0;
         while token < strip.rows {
             // SAFETY: the strip's weights are in scratch, its tokens in the input.
             unsafe {
                 token += match tile_width(strip.rows - token, [T, M, S]) {
-                    width if width == T => self.tile::<V, T, P>(strip, token),
-                    width if width == M => self.tile::<V, M, P>(strip, token),
-                    _ => self.tile::<V, S, P>(strip, token),
+                    width if width == T => self.tile::<V, T, P>(strip, token, weights),
+                    width if width == M => self.tile::<V, M, P>(strip, token, weights),
+                    _ => self.tile::<V, S, P>(strip, token, weights),
                 };
             }
         }
@@ -314,7 +352,12 @@ impl Product {
 
     /// Returns how many tokens it did.
     #[inline(always)]
-    unsafe fn tile<V: Lanes, const T: usize, const P: usize>(&self, strip: StripOf, token: usize) -> usize {
+    unsafe fn tile<V: Lanes, const T: usize, const P: usize>(
+        &self,
+        strip: StripOf,
+        token: usize,
+        weights: Columns<P>,
+    ) -> usize {
         let at = Tile { token: strip.first + token, tokens: T.min(strip.rows - token), panel: strip.panel };
         // SAFETY: scratch holds the strip's weights, the input the tile's tokens; outputs are checked by `sums` and
         // `store`.
@@ -324,7 +367,7 @@ impl Product {
             for column in 0..strip.columns {
                 let mut w = [V::splat(0.0); P];
                 for (p, w) in w.iter_mut().enumerate() {
-                    *w = V::load(self.unpacked.add((column * P + p) * LANES));
+                    *w = V::load(weights.of[p].add(column * weights.step));
                 }
                 for t in 0..T {
                     let x = V::splat(*x[t].add(column));

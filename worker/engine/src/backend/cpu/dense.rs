@@ -3,8 +3,9 @@
 use std::ops::Range;
 
 use super::{Buf, Cpu, Inputs, Weight};
+use crate::Error;
 use crate::backend::dense::{Activation, Attended, Dense, Heads, Mask, Span, View, Window};
-use crate::backend::{Backend, Epilogue};
+use crate::backend::{Backend, Epilogue, Matrix};
 use crate::simd::affine;
 use crate::simd::attend::{self, Growth, Look, QUERIES, Rows};
 use crate::simd::tile::Begin;
@@ -13,8 +14,10 @@ use crate::simd::window::depthwise;
 /// Numbers that one thread goes through faster alone than two together.
 const NUMBERS_ALONE: usize = 8192;
 
-/// Rows of a product that one thread computes at a time: they share one unpacking of the weights.
+/// Rows of a product that one thread computes at a time, at most: they share one unpacking of the weights.
 const PRODUCT_ROWS: usize = 48;
+/// What they are a multiple of, so that tiles are whole.
+const TILE_ROWS: usize = 8;
 
 /// Queries of spans, cut into what is computed together: kept from call to call for its memory.
 #[derive(Debug, Default)]
@@ -38,9 +41,12 @@ impl Blocks {
 }
 
 impl Blocks {
-    fn cut_rows(&mut self, rows: usize) {
+    /// As many blocks for each thread, about equally large.
+    fn cut_rows(&mut self, rows: usize, threads: usize) {
+        let blocks = rows.div_ceil(threads * PRODUCT_ROWS) * threads;
+        let size = rows.div_ceil(blocks).next_multiple_of(TILE_ROWS);
         self.rows.clear();
-        self.rows.extend((0..rows).step_by(PRODUCT_ROWS).map(|first| first..rows.min(first + PRODUCT_ROWS)));
+        self.rows.extend((0..rows).step_by(size).map(|first| first..rows.min(first + size)));
     }
 }
 
@@ -80,6 +86,13 @@ fn look<'a>(
 }
 
 impl Dense for Cpu {
+    fn table(&mut self, rows: Matrix<'_>) -> Result<Weight, Error> {
+        let held = std::mem::take(&mut self.weights);
+        let table = self.pack(&[rows]);
+        self.weights = held;
+        table
+    }
+
     fn write(&mut self, numbers: &[f32], out: &mut Buf) {
         assert!(numbers.len().is_multiple_of(out.width), "whole rows");
         out.begin_rows(numbers.len() / out.width).copy_from_slice(numbers);
@@ -133,11 +146,11 @@ impl Dense for Cpu {
         let digits = self.digitise(x, weight);
         let inputs = Inputs { x: x.all(), digits: &self.digits[..digits], rows: x.rows };
         let (level, begin, width) = (self.level, Begin::from(epilogue), out.width);
-        self.blocks.cut_rows(x.rows);
+        self.blocks.cut_rows(x.rows, self.pool.threads());
         let (out, blocks) = ((out.begin_rows(x.rows), width), &self.blocks.rows);
-        self.pool.tiles(out, (blocks, width), 1, &mut self.locals, |local, (block, _), strip| {
+        self.pool.tiles(out, (blocks, width, 1), &mut self.locals, |local, (block, _), strip| {
             let inputs = inputs.rows(blocks[block].clone());
-            weight.multiply(level, inputs, (0..width, begin), strip, &mut local.scratch);
+            weight.multiply(level, inputs, (0..width, begin), (strip, &mut local.scratch));
             for row in 0..inputs.rows {
                 affine::bias(level, bias.row(0), activation, strip.row(row));
             }
@@ -158,7 +171,7 @@ impl Dense for Cpu {
         self.blocks.cut(spans);
         let (level, blocks, width) = (self.level, &self.blocks, out.width);
         let out = (out.begin_rows(inputs.queries.rows.rows), width);
-        self.pool.tiles(out, (&blocks.rows, heads.width), 1, &mut self.locals, |local, (block, head), out| {
+        self.pool.tiles(out, (&blocks.rows, heads.width, 1), &mut self.locals, |local, (block, head), out| {
             let part = (&spans[blocks.spans[block]], blocks.rows[block].clone());
             attend::attend(level, look(&inputs, part, (heads, head), mask), out, &mut local.looks);
         });

@@ -290,8 +290,8 @@ fn what_follows_a_product_does_not_depend_on_how_its_rows_were_cut() {
         for (level, weights, device) in devices {
             let mut device = device.with(Activations::Mixed);
             let weight = device.pack(&[Matrix { format: Format::F32, columns: inputs, data: &data }]).unwrap();
-            let (x, bias) = (put(&mut device, &x, inputs), put(&mut device, &bias, outputs));
-            let [mut apart, mut together] = [0; 2].map(|_| put(&mut device, &before, outputs));
+            let (x, bias) = (put(&device, &x, inputs), put(&device, &bias, outputs));
+            let [mut apart, mut together] = [0; 2].map(|_| put(&device, &before, outputs));
             device.linear(&x, &weight, Epilogue::Add, &mut apart);
             device.bias(&bias, Activation::Gelu, &mut apart);
             device.affine((&x, &weight), (&bias, Activation::Gelu), Epilogue::Add, &mut together);

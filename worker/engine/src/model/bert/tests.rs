@@ -122,7 +122,7 @@ fn a_file_becomes_an_engine_that_answers() {
     let loaded = encode::load(&path, encode::Settings::stored(2)).unwrap();
     assert_eq!((loaded.info.family.as_str(), loaded.info.precision), ("bert", "F32"));
     assert_eq!((loaded.info.context, loaded.info.width), (Some(48), Some(WIDTH)));
-    let needs = encode::needs(&path).unwrap();
+    let needs = encode::needs(&path, encode::Settings::stored(1)).unwrap();
     let file = std::fs::metadata(&path).unwrap().len();
     assert!((file / 2..=file).contains(&needs.weights) && needs.workspace > 0, "{needs:?} of {file} bytes");
     let (tokens, limit) = (loaded.tokens.unwrap(), loaded.info.context.unwrap());
@@ -148,7 +148,7 @@ fn other_families_and_tokenizers_too_large_are_refused() {
     let path = folder.path().join("other.safetensors");
     std::fs::write(&path, crate::fixture::tensors_file(&[("family", "t5")], &[])).unwrap();
     assert!(matches!(encode::load(&path, encode::Settings::stored(1)), Err(Error::Unsupported(_))));
-    assert!(matches!(encode::needs(&path), Err(Error::Unsupported(_))));
+    assert!(matches!(encode::needs(&path, encode::Settings::stored(1)), Err(Error::Unsupported(_))));
 }
 
 proptest! {
