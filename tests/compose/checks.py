@@ -117,7 +117,7 @@ async def two_hundred_chats_while_scaling(fleet):
     again = [stream.job for stream in streams if len(stream.attempts) > 1]
     assert len(streams) == 200 and not twice, f"{len(streams)} answered, twice: {twice}"
     for stream in streams:
-        assert not stream.faults, f"{stream.job}: {stream.faults}"
+        assert not stream.faults + stream.holes, f"{stream.job}: {stream.faults} {stream.holes}"
         stored = await client.result(stream.job, patience=5)
         assert stored["output"][0]["text"] == stream.text, f"{stream.job}: the record says something else"
     await client.close()
@@ -295,7 +295,7 @@ async def a_cluster_loses_a_server(fleet):
         streams = [await client.chat(f"{QUESTIONS[number % 4]} Chat {number}.", 48) for number in range(24)]
         await begun(streams, 4)
         await off(docker, "kill", fleet.containers(await leader(client))[0])
-        await asyncio.gather(*(stream.answer() for stream in streams))
+        await asyncio.gather(*(stream.answer(lossy=True) for stream in streams))
         more = [await client.chat(f"{QUESTIONS[number % 4]} After {number}.", 16) for number in range(8)]
         await asyncio.gather(*(stream.answer() for stream in more))
         await client.close()

@@ -8,6 +8,9 @@ import uuid
 import nats
 
 PATIENCE = 180
+# After a loss: nothing for so long is asked for again, so often.
+LOST = 30
+TRIES = 5
 
 
 class Refused(Exception):
@@ -103,6 +106,8 @@ class Stream:
         self.ends = []
         self.refused = None
         self.faults = []
+        self.holes = []
+        self.tries = 0
         self.begun = asyncio.Event()
         self.ended = asyncio.Event()
 
@@ -125,19 +130,21 @@ class Stream:
                 self.attempt, self.next, self.text = frame["attempt"], 0, ""
                 self.attempts.add(self.attempt)
             case "chunk" if frame["attempt"] == self.attempt:
-                if frame["seq"] != self.next:
-                    self.faults.append(f"chunk {frame['seq']} came for {self.next}")
-                self.next += 1
+                if frame["seq"] > self.next:
+                    self.holes.append(f"chunk {frame['seq']} came for {self.next}")
+                elif frame["seq"] < self.next:
+                    self.faults.append(f"chunk {frame['seq']} came again, for {self.next}")
+                self.next = frame["seq"] + 1
                 self.text += frame["delta"]["text"]
             case "done":
                 self.wholes.append(frame["output"][0]["text"])
 
-    async def answer(self):
-        """The whole text, checked against the chunks and the end mark. A refusal that passes is tried again, same id."""
-        while True:
-            await asyncio.wait_for(self.ended.wait(), PATIENCE)
-            if self.ends and self.ends[-1][0] == "done":
-                break
+    async def answer(self, lossy=False):
+        """The whole text, checked against the chunks and the end mark. A refusal that passes is tried again, same id.
+
+        `lossy`: a server died with the frames that it had in hand. Their numbers tell that chunks are missing, the whole
+        answer has what they had, and an answer of which nothing comes is asked for again."""
+        while not await self.complete(lossy):
             if self.refused is None or self.refused.code not in ("unavailable", "overloaded"):
                 raise AssertionError(f"{self.job} ended with {self.ends}, {self.refused}")
             self.refused = None
@@ -147,9 +154,25 @@ class Stream:
             await self.again()
         whole, digest = self.wholes[-1], self.ends[-1][1]
         assert not self.faults, f"{self.job}: {self.faults}"
-        assert self.text == whole, f"{self.job}: chunks say {self.text!r}, the answer {whole!r}"
+        assert lossy or not self.holes, f"{self.job}: {self.holes}"
+        assert lossy or self.text == whole, f"{self.job}: chunks say {self.text!r}, the answer {whole!r}"
         assert hashlib.sha256(whole.encode()).hexdigest() == digest, f"{self.job}: another digest"
         return whole
+
+    async def complete(self, lossy):
+        """Waits for the end; whether the answer came with it."""
+        try:
+            await asyncio.wait_for(self.ended.wait(), LOST if lossy else PATIENCE)
+        except asyncio.TimeoutError:
+            self.tries += 1
+            if not lossy or self.tries > TRIES:
+                raise
+            self.refused = Refused("unavailable", "nothing more came")
+            return False
+        if lossy and self.ends and not self.wholes:
+            self.refused = Refused("unavailable", "the end came without the answer")
+            return False
+        return bool(self.ends) and self.ends[-1][0] == "done"
 
     def twice(self):
         """Whether its answer was reported more than once."""
