@@ -43,7 +43,14 @@ def told(program, arguments, **choices):
     return subprocess.run(command, env={**os.environ, **chosen}, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
-class Step:
+class Row:
+    """What is measured of ours; most rows have nothing to say beside their figures."""
+
+    def beside(self, _):
+        return ""
+
+
+class Step(Row):
     """One row of the bench `step`."""
 
     def __init__(self, row):
@@ -53,11 +60,8 @@ class Step:
         printed = told("step", [], only=self.row, threads=str(threads), activations=activations)
         return float(re.search(rf"^{self.row} .* (\d+) mean", printed, re.MULTILINE)[1])
 
-    def beside(self, _):
-        return ""
 
-
-class Embed:
+class Embed(Row):
     """One row of the bench `embed`: from text to direction."""
 
     def __init__(self, weights, batch, length):
@@ -66,11 +70,8 @@ class Embed:
     def run(self):
         return float(told("embed", self.row, threads=str(threads), weights=self.weights))
 
-    def beside(self, _):
-        return ""
 
-
-class Pictures:
+class Pictures(Row):
     """The example `classify` on pictures that are decoded already."""
 
     def __init__(self, weights, batch):
@@ -80,11 +81,8 @@ class Pictures:
         printed = told("classify", [LITE0, "--bench", self.batch, "1", str(threads)], weights=self.weights)
         return float(printed.split("once: ")[1].split()[0])
 
-    def beside(self, _):
-        return ""
 
-
-class Chats:
+class Chats(Row):
     """16 clients of a fleet that has just come up."""
 
     def __init__(self, kind):
@@ -128,7 +126,7 @@ class Chats:
         return begun, chunks, tokens
 
 
-class Memory:
+class Memory(Row):
     """Resident memory of a worker after sixteen chats."""
 
     def run(self):
@@ -137,9 +135,6 @@ class Memory:
         resident = chats.resident(workers[0].split("/")[2])
         stop()
         return resident
-
-    def beside(self, _):
-        return ""
 
 
 def executable(path):

@@ -38,7 +38,7 @@ pub enum Level {
     /// AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2(avx2::Avx2),
-    /// AVX-512 F, BW, DQ and VL, besides all of AVX2's.
+    /// AVX-512 F, BW, DQ, VL and VNNI, besides all of AVX2's.
     #[cfg(target_arch = "x86_64")]
     Avx512(avx512::Avx512),
 }

@@ -38,9 +38,7 @@ impl Blocks {
             }
         }
     }
-}
 
-impl Blocks {
     /// As many blocks for each thread, about equally large.
     fn cut_rows(&mut self, rows: usize, threads: usize) {
         let blocks = rows.div_ceil(threads * PRODUCT_ROWS) * threads;
