@@ -392,6 +392,26 @@ impl<'a> Strip<'a> {
         unsafe { std::slice::from_raw_parts_mut(self.at.add(row * self.stride), self.columns) }
     }
 
+    /// All numbers of a strip of whole rows.
+    ///
+    /// # Panics
+    /// When it is narrower than its matrix.
+    pub fn all(&mut self) -> &mut [f32] {
+        assert_eq!(self.columns, self.stride, "whole rows");
+        // SAFETY: whole rows lie one after the other, and are the strip's own.
+        unsafe { std::slice::from_raw_parts_mut(self.at, self.rows * self.stride) }
+    }
+
+    /// Some rows of the strip.
+    ///
+    /// # Panics
+    /// When the strip has fewer.
+    pub fn band(&mut self, rows: Range<usize>) -> Strip<'_> {
+        assert!(rows.start <= rows.end && rows.end <= self.rows, "rows of the strip");
+        let at = self.at.wrapping_add(rows.start * self.stride);
+        Strip { at, rows: rows.len(), out: PhantomData, ..*self }
+    }
+
     /// Some columns of the strip, counted from its first.
     ///
     /// # Panics

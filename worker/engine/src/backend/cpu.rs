@@ -4,6 +4,8 @@
 //! cut, a row's result is the same to the last bit, alone or in any company.
 
 mod dense;
+mod layer;
+mod residual;
 
 use std::ops::Range;
 
@@ -44,11 +46,14 @@ pub struct Cpu {
 }
 
 /// A thread's own memory.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Local {
     scratch: Scratch,
     looks: attend::Scratch,
     sampler: Sampler,
+    /// Inputs of a layer's rows.
+    digits: Vec<Digits>,
+    between: residual::Between,
 }
 
 /// Activations.
@@ -74,14 +79,6 @@ struct Inputs<'a> {
     /// The same as digits; empty where no part of the weights asks for them.
     digits: &'a [Digits],
     rows: usize,
-}
-
-impl Inputs<'_> {
-    /// Some of the rows.
-    fn rows(self, rows: Range<usize>) -> Self {
-        let of = |len: usize| rows.start * (len / self.rows)..rows.end * (len / self.rows);
-        Inputs { x: &self.x[of(self.x.len())], digits: &self.digits[of(self.digits.len())], rows: rows.len() }
-    }
 }
 
 impl Weight {
@@ -133,9 +130,7 @@ impl Cpu {
     #[must_use]
     pub fn new(level: Level, threads: usize, limits: StepLimits) -> Cpu {
         let pool = Pool::new(threads);
-        let local =
-            || Local { scratch: Scratch::default(), looks: attend::Scratch::default(), sampler: Sampler::default() };
-        let locals = (0..pool.threads()).map(|_| local()).collect();
+        let locals = (0..pool.threads()).map(|_| Local::default()).collect();
         let (step, blocks) = (Step::new(limits), dense::Blocks::default());
         let (weights, activations) = (Weights::Stored, Activations::F32);
         Cpu { level, pool, locals, step, blocks, weights, activations, digits: Vec::new() }

@@ -107,6 +107,32 @@ pub struct Window {
     pub padding: Padding,
 }
 
+/// What becomes of a block's input at its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Residual {
+    /// It is added to the output, which has its shape.
+    Added,
+    /// Nothing.
+    None,
+}
+
+/// A block that widens its pictures, filters every channel, and narrows: Sandler et al., arXiv 1801.04381, section 3.
+#[derive(Debug)]
+pub struct InvertedResidual<'a, B: Backend + ?Sized> {
+    /// Weight and bias of what widens; `None` where nothing does.
+    pub expand: Option<(&'a B::Weight, &'a B::Buf)>,
+    /// Kernel, (kernel y * kernel x, channels), and bias of what filters.
+    pub filter: (&'a B::Buf, &'a B::Buf),
+    /// Where the filter's windows lie.
+    pub window: &'a Window,
+    /// What follows both.
+    pub activation: Activation,
+    /// Weight and bias of what narrows.
+    pub project: (&'a B::Weight, &'a B::Buf),
+    /// What becomes of the input.
+    pub residual: Residual,
+}
+
 /// A device for encoders.
 pub trait Dense: Backend {
     /// Packs a matrix whose rows are gathered: as the file has it, however the weights of products are held.
@@ -116,8 +142,8 @@ pub trait Dense: Backend {
     fn table(&mut self, rows: Matrix<'_>) -> Result<Self::Weight, Error> {
         self.pack(&[rows])
     }
-    /// Replaces a buffer's rows with numbers of the host.
-    fn write(&mut self, numbers: &[f32], out: &mut Self::Buf);
+    /// Replaces a buffer's rows with numbers of the host, part after part.
+    fn write(&mut self, parts: &[&[f32]], out: &mut Self::Buf);
     /// `out[i] = table[rows[i]]`.
     fn gather(&mut self, table: &Self::Weight, rows: &[u32], out: &mut Self::Buf);
     /// `out[i] += x[rows[i]]`: positions, residual connections.
@@ -165,6 +191,18 @@ pub trait Dense: Backend {
     fn mean(&mut self, x: &Self::Buf, spans: &[Range<usize>], out: &mut Self::Buf);
     /// Every window of every picture as one row: (kernel y, kernel x, channels).
     fn unfold(&mut self, x: &Self::Buf, window: &Window, out: &mut Self::Buf);
+    /// A convolution of all channels: `out = activation(windows * weight^T + bias)`, of `x` and where its windows lie.
+    /// `unfolded` has room for every window, and is anybody's afterwards.
+    fn convolve(
+        &mut self,
+        (x, window): (&Self::Buf, &Window),
+        (weight, bias, activation): (&Self::Weight, &Self::Buf, Activation),
+        unfolded: &mut Self::Buf,
+        out: &mut Self::Buf,
+    ) {
+        self.unfold(x, window, unfolded);
+        self.affine((unfolded, weight), (bias, activation), Epilogue::Store, out);
+    }
     /// Convolves every channel of a picture by itself: `of` has the picture and the kernel, (kernel y * kernel x,
     /// channels). `out = activation(that + bias)`.
     fn depthwise(
@@ -174,6 +212,40 @@ pub trait Dense: Backend {
         window: &Window,
         out: &mut Self::Buf,
     );
+    /// A whole block. `between` has room for what is widened and what is filtered, and is anybody's afterwards.
+    fn inverted_residual(
+        &mut self,
+        x: &Self::Buf,
+        block: &InvertedResidual<'_, Self>,
+        between: (&mut Self::Buf, &mut Self::Buf),
+        out: &mut Self::Buf,
+    ) {
+        layer_by_layer(self, x, block, between, out);
+    }
+}
+
+/// A block as the layers it consists of.
+pub(super) fn layer_by_layer<B: Dense + ?Sized>(
+    backend: &mut B,
+    x: &B::Buf,
+    block: &InvertedResidual<'_, B>,
+    (widened, filtered): (&mut B::Buf, &mut B::Buf),
+    out: &mut B::Buf,
+) {
+    let wide = match block.expand {
+        Some((weight, bias)) => {
+            backend.affine((x, weight), (bias, block.activation), Epilogue::Store, widened);
+            &*widened
+        }
+        None => x,
+    };
+    let (kernel, bias) = block.filter;
+    backend.depthwise((wide, kernel), (bias, block.activation), block.window, filtered);
+    let (weight, bias) = block.project;
+    backend.affine((filtered, weight), (bias, Activation::None), Epilogue::Store, out);
+    if block.residual == Residual::Added {
+        backend.add(x, out);
+    }
 }
 
 impl Window {

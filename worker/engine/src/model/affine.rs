@@ -1,7 +1,7 @@
 //! Products with biases, and norms, as files of transformers name them: `NAME.weight`, `NAME.bias`.
 
 use crate::Error;
-use crate::backend::dense::{Activation, Dense};
+use crate::backend::dense::{Activation, Dense, Window};
 use crate::backend::{Epilogue, Matrix};
 use crate::tensors::Tensors;
 
@@ -17,6 +17,17 @@ impl<B: Dense> Affine<B> {
     /// `out = activation(x * weight^T + bias)`.
     pub(super) fn replace(&self, backend: &mut B, x: &B::Buf, activation: Activation, out: &mut B::Buf) {
         backend.affine((x, &self.weight), (&self.bias, activation), Epilogue::Store, out);
+    }
+
+    /// A convolution: as [`Affine::replace`], of every window of `x`.
+    pub(super) fn convolve(
+        &self,
+        backend: &mut B,
+        of: (&B::Buf, &Window),
+        activation: Activation,
+        (unfolded, out): (&mut B::Buf, &mut B::Buf),
+    ) {
+        backend.convolve(of, (&self.weight, &self.bias, activation), unfolded, out);
     }
 
     /// `out += x * weight^T + bias`.

@@ -65,7 +65,6 @@ struct Vision<B: Dense> {
     unfolded: B::Buf,
     /// (pictures * patches, width)
     patches: B::Buf,
-    numbers: Vec<f32>,
     places: Vec<u32>,
     zeros: Vec<u32>,
 }
@@ -163,7 +162,6 @@ impl<B: Dense> Vision<B> {
             pixels: loader.backend.buffer(pictures * config.side * config.side, CHANNELS)?,
             unfolded: loader.backend.buffer(patches, taps)?,
             patches: loader.backend.buffer(patches, width)?,
-            numbers: Vec::new(),
             places: Vec::new(),
             zeros: Vec::new(),
         })
@@ -177,15 +175,15 @@ impl<B: Dense> Vision<B> {
         (batch, layout): (&[(InputKey, &Input)], &mut Layout),
     ) -> Result<(), Error> {
         let rows = config.rows();
-        self.numbers.clear();
+        let mut pictures: Vec<&[f32]> = Vec::with_capacity(batch.len());
         for (index, (_, input)) in batch.iter().enumerate() {
             let Input::Pixels(Pixels { numbers, .. }) = input else { return Err(mixed()) };
-            self.numbers.extend_from_slice(numbers);
+            pictures.push(numbers);
             let first = index * rows;
             layout.chosen.push(first..first + 1);
             layout.spans.push(Span { queries: first..first + rows, keys: first..first + rows });
         }
-        backend.write(&self.numbers, &mut self.pixels);
+        backend.write(&pictures, &mut self.pixels);
         backend.unfold(&self.pixels, &config.window(), &mut self.unfolded);
         backend.linear(&self.unfolded, &self.patch, Epilogue::Store, &mut self.patches);
         // No row of the batch before.

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::Error;
-use crate::backend::dense::{Activation, Dense, Window};
+use crate::backend::dense::{Activation, Dense, InvertedResidual, Residual, Window};
 use crate::backend::{Backend, Epilogue};
 use crate::encode::{Budget, Cost, Encoder, Input, InputKey, Output, Picturing, Turn};
 
@@ -57,22 +57,15 @@ struct Block<B: Backend> {
     expand: Option<Pointwise<B>>,
     filter: Depthwise<B>,
     project: Pointwise<B>,
-    /// Whether the input is added to the output.
     residual: Residual,
     slots: BlockSlots,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Residual {
-    Added,
-    None,
 }
 
 /// Which buffers a block uses.
 #[derive(Clone, Copy, Debug)]
 struct BlockSlots {
     input: usize,
-    /// The input itself where nothing is widened.
+    /// Not touched where nothing is widened.
     widened: usize,
     filtered: usize,
     output: usize,
@@ -129,11 +122,12 @@ impl<B: Dense> EfficientNet<B> {
     /// Probabilities of `pictures`, at most [`GROUP`], pushed one after the other.
     fn classify(&mut self, pictures: &[&[f32]], probabilities: &mut Vec<Vec<f32>>) {
         let (backend, buffers) = (&mut self.backend, &mut self.buffers);
-        backend.write(&pictures.concat(), &mut buffers.pixels);
+        backend.write(pictures, &mut buffers.pixels);
         let stem = &self.network.stem;
-        backend.unfold(&buffers.pixels, &stem.window, &mut buffers.unfolded);
-        let first = self.network.blocks[0].slots.input;
-        stem.product.run(backend, &buffers.unfolded, &mut buffers.slots[first]);
+        let Pointwise { weight, bias, activation } = &stem.product;
+        let first = &mut buffers.slots[self.network.blocks[0].slots.input];
+        let of = (&buffers.pixels, &stem.window);
+        backend.convolve(of, (weight, bias, *activation), &mut buffers.unfolded, first);
         for block in &self.network.blocks {
             block.run(backend, &mut buffers.slots);
             self.progress.fetch_add(1, Ordering::Relaxed);
@@ -159,19 +153,16 @@ impl<B: Dense> Block<B> {
     fn run(&self, backend: &mut B, slots: &mut [B::Buf]) {
         const DISTINCT: &str = "slots are assigned apart at load";
         let BlockSlots { input, widened, filtered, output } = self.slots;
-        if let Some(expand) = &self.expand {
-            let [x, out] = slots.get_disjoint_mut([input, widened]).expect(DISTINCT);
-            expand.run(backend, x, out);
-        }
-        let [x, out] = slots.get_disjoint_mut([widened, filtered]).expect(DISTINCT);
-        let Depthwise { kernel, bias, window } = &self.filter;
-        backend.depthwise((x, kernel), (bias, Activation::Relu6), window, out);
-        let [x, out] = slots.get_disjoint_mut([filtered, output]).expect(DISTINCT);
-        self.project.run(backend, x, out);
-        if self.residual == Residual::Added {
-            let [x, out] = slots.get_disjoint_mut([input, output]).expect(DISTINCT);
-            backend.add(x, out);
-        }
+        let [x, widened, filtered, out] = slots.get_disjoint_mut([input, widened, filtered, output]).expect(DISTINCT);
+        let block = InvertedResidual {
+            expand: self.expand.as_ref().map(|expand| (&expand.weight, &expand.bias)),
+            filter: (&self.filter.kernel, &self.filter.bias),
+            window: &self.filter.window,
+            activation: Activation::Relu6,
+            project: (&self.project.weight, &self.project.bias),
+            residual: self.residual,
+        };
+        backend.inverted_residual(x, &block, (widened, filtered), out);
     }
 }
 

@@ -4,13 +4,14 @@ use super::lanes::Lanes;
 use super::rows::{load, store};
 use super::{Kernel, LANES, Level};
 use crate::backend::dense::Activation;
+use crate::pool::Strip;
 
-/// `x = activation(x + bias)`.
+/// `x = activation(x + bias)`, row by row.
 ///
 /// # Panics
 /// When lengths differ.
-pub fn bias(level: Level, bias: &[f32], activation: Activation, x: &mut [f32]) {
-    assert_eq!(bias.len(), x.len(), "a row and its biases are equally long");
+pub fn bias(level: Level, bias: &[f32], activation: Activation, x: &mut Strip<'_>) {
+    assert_eq!(bias.len(), x.columns(), "a row and its biases are equally long");
     // SAFETY: equal lengths.
     unsafe {
         match activation {
@@ -27,29 +28,36 @@ const GELU: usize = 1;
 const QUICK_GELU: usize = 2;
 const RELU6: usize = 3;
 
-struct Bias<'a, const ACTIVATION: usize> {
+struct Bias<'a, 'b, const ACTIVATION: usize> {
     bias: &'a [f32],
-    x: &'a mut [f32],
+    x: &'a mut Strip<'b>,
 }
 
-impl<const ACTIVATION: usize> Kernel for Bias<'_, ACTIVATION> {
+impl<const ACTIVATION: usize> Kernel for Bias<'_, '_, ACTIVATION> {
     #[inline(always)]
     unsafe fn run<V: Lanes>(self) {
-        for at in (0..self.x.len()).step_by(LANES) {
-            // SAFETY: every access is inside the equally long slices.
-            unsafe {
-                let x = V::add(load::<V>(self.x, at), load::<V>(self.bias, at));
-                let x = match ACTIVATION {
-                    GELU => gelu::<V>(x),
-                    QUICK_GELU => {
-                        let decay = V::exp(V::mul(x, V::splat(-1.702)));
-                        V::div(x, V::add(V::splat(1.0), decay))
-                    }
-                    RELU6 => V::min(V::max(x, V::splat(0.0)), V::splat(6.0)),
-                    _ => x,
-                };
-                store::<V>(self.x, at, x);
+        for row in 0..self.x.rows() {
+            let x = self.x.row(row);
+            for at in (0..self.bias.len()).step_by(LANES) {
+                // SAFETY: every access is inside the equally long slices.
+                unsafe {
+                    let sum = V::add(load::<V>(x, at), load::<V>(self.bias, at));
+                    store::<V>(x, at, activated::<V, ACTIVATION>(sum));
+                }
             }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn activated<V: Lanes, const ACTIVATION: usize>(x: V::F) -> V::F {
+    // SAFETY: the caller's level.
+    unsafe {
+        match ACTIVATION {
+            GELU => gelu::<V>(x),
+            QUICK_GELU => V::div(x, V::add(V::splat(1.0), V::exp(V::mul(x, V::splat(-1.702))))),
+            RELU6 => V::min(V::max(x, V::splat(0.0)), V::splat(6.0)),
+            _ => x,
         }
     }
 }

@@ -242,8 +242,8 @@ impl<const LAYOUT: usize> Of<LAYOUT> {
         unsafe {
             while panel < panels {
                 panel += match (V::ACCUMULATORS >= 24, panels - panel) {
-                    (true, 1) => self.blocks::<V, 8, 6, 4, 1>(panel),
-                    (true, 2) => self.blocks::<V, 8, 6, 4, 2>(panel),
+                    (true, 1) => self.blocks::<V, 16, 8, 4, 1>(panel),
+                    (true, 2) => self.blocks::<V, 12, 8, 4, 2>(panel),
                     (true, _) => self.blocks::<V, 8, 6, 4, TILE_PANELS>(panel),
                     (false, _) => self.blocks::<V, 6, 4, 2, 1>(panel),
                 };

@@ -1,28 +1,55 @@
-//! Convolution of pictures, channel by channel.
+//! Windows of pictures: convolution channel by channel, and windows as rows.
+
+use std::ops::Range;
 
 use super::lanes::Lanes;
 use super::{Kernel, LANES, Level};
 use crate::backend::dense::Window;
 
-/// Places of a row that are computed together where their windows lie inside the picture.
-const PLACES: usize = 4;
+/// Some channels of some rows of a picture, (rows, width, channels). Each row stands at its number modulo how many there
+/// are: all of them, or the last of those that were made.
+#[derive(Clone, Debug)]
+pub struct Ring<'a> {
+    /// Their numbers.
+    pub numbers: &'a [f32],
+    /// How many.
+    pub rows: usize,
+    /// Which channels.
+    pub channels: Range<usize>,
+}
 
-/// One row of the output: every channel's windows under every channel's kernel.
+/// Rows of the output: every channel's windows under every channel's kernel.
 ///
-/// `picture` is (height, width, channels), `kernel` (kernel y, kernel x, channels), `out` (width of the output, channels).
-/// A number is one chain of fused multiply-adds over the taps inside the picture, in order.
+/// `picture` has all rows under the kernel, `kernel` is (kernel y, kernel x, all channels), `out` (rows, width of the
+/// output, all channels), of which those of `picture` are written. A number is one chain of fused multiply-adds over the
+/// taps inside the picture, in order.
 ///
 /// # Panics
 /// When shapes disagree.
-pub fn depthwise(level: Level, picture: &[f32], kernel: &[f32], (window, row): (&Window, usize), out: &mut [f32]) {
+pub fn depthwise(
+    level: Level,
+    picture: Ring<'_>,
+    kernel: &[f32],
+    (window, rows): (&Window, Range<usize>),
+    out: &mut [f32],
+) {
     let channels = kernel.len() / (window.kernel.0 * window.kernel.1);
-    assert_eq!(picture.len(), window.size.0 * window.size.1 * channels, "a picture of the window's size");
     assert_eq!(kernel.len(), window.kernel.0 * window.kernel.1 * channels, "a kernel for every channel");
-    assert!(channels > 0 && out.len().is_multiple_of(channels), "whole places");
-    let places = out.len() / channels;
-    let last = window.taps(row, places.saturating_sub(1)).1;
-    assert!(last.picture + last.count <= window.size.1, "windows begin inside the picture");
-    let work = Depthwise { picture, kernel, window, rows: window.taps(row, 0).0, channels, out };
+    assert_eq!(
+        picture.numbers.len(),
+        picture.rows * window.size.1 * picture.channels.len(),
+        "rows of the window's width"
+    );
+    assert!(picture.channels.end <= channels, "channels of the kernel");
+    assert!(channels > 0 && out.len().is_multiple_of(channels * rows.len().max(1)), "whole places");
+    if out.is_empty() {
+        return;
+    }
+    let places = out.len() / channels / rows.len();
+    let last = window.taps(rows.end - 1, places - 1);
+    assert!(last.1.picture + last.1.count <= window.size.1, "windows begin inside the picture");
+    assert!(window.kernel.0.min(window.size.0) <= picture.rows, "rows under the kernel");
+    let work = Depthwise { picture, kernel, window, rows, places, channels, out };
     // SAFETY: taps lie inside the picture and the kernel, whose sizes were checked.
     unsafe {
         match (window.kernel.1, window.stride.1) {
@@ -31,6 +58,52 @@ pub fn depthwise(level: Level, picture: &[f32], kernel: &[f32], (window, row): (
             (5, 1) => level.run(Of::<5, 1>(work)),
             (5, 2) => level.run(Of::<5, 2>(work)),
             _ => level.run(Of::<0, 0>(work)),
+        }
+    }
+}
+
+/// The window of one place as a row, (kernel y, kernel x, channels): zeros where it lies outside the picture.
+///
+/// # Panics
+/// When shapes disagree.
+pub fn unfold(level: Level, picture: &[f32], (window, place): (&Window, (usize, usize)), out: &mut [f32]) {
+    let channels = out.len() / (window.kernel.0 * window.kernel.1);
+    assert_eq!(out.len(), window.kernel.0 * window.kernel.1 * channels, "a row holds a window");
+    assert_eq!(picture.len(), window.size.0 * window.size.1 * channels, "a picture of the window's size");
+    let (rows, columns) = window.taps(place.0, place.1);
+    let inside = |taps: Taps, size: usize| taps.count == 0 || taps.picture + taps.count <= size;
+    assert!(inside(rows, window.size.0) && inside(columns, window.size.1), "taps inside the picture");
+    if (rows.count, columns.count) != window.kernel {
+        out.fill(0.0);
+    }
+    // SAFETY: the assertions above.
+    unsafe { level.run(Unfold { picture, window, taps: (rows, columns), channels, out }) };
+}
+
+struct Unfold<'a> {
+    picture: &'a [f32],
+    window: &'a Window,
+    taps: (Taps, Taps),
+    channels: usize,
+    out: &'a mut [f32],
+}
+
+impl Kernel for Unfold<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Lanes>(self) {
+        let (rows, columns) = self.taps;
+        let len = columns.count * self.channels;
+        for y in 0..rows.count {
+            let to = ((rows.kernel + y) * self.window.kernel.1 + columns.kernel) * self.channels;
+            let from = ((rows.picture + y) * self.window.size.1 + columns.picture) * self.channels;
+            for at in (0..len).step_by(LANES) {
+                let lanes = LANES.min(len - at);
+                // SAFETY: taps lie inside the picture and the row.
+                unsafe {
+                    let numbers = some::<V>(self.picture.as_ptr().add(from + at), lanes);
+                    put::<V>(self.out.as_mut_ptr().add(to + at), numbers, lanes);
+                }
+            }
         }
     }
 }
@@ -47,6 +120,13 @@ pub struct Taps {
 }
 
 impl Window {
+    /// Those of the first `places` of a row whose windows' columns all lie inside the picture.
+    fn inside(&self, places: usize) -> Range<usize> {
+        let (before, stride) = (self.padding.columns.0, self.stride.1);
+        let end = (self.size.1 + before).checked_sub(self.kernel.1).map_or(0, |room| room / stride + 1).min(places);
+        before.div_ceil(stride).min(end)..end
+    }
+
     /// The rows and the columns that the kernel and the picture share at a place of the output.
     #[must_use]
     pub fn taps(&self, row: usize, column: usize) -> (Taps, Taps) {
@@ -64,10 +144,14 @@ impl Window {
 }
 
 struct Depthwise<'a> {
-    picture: &'a [f32],
+    picture: Ring<'a>,
     kernel: &'a [f32],
     window: &'a Window,
-    rows: Taps,
+    /// Of the output.
+    rows: Range<usize>,
+    /// Of a row.
+    places: usize,
+    /// All of the kernel and of the output.
     channels: usize,
     out: &'a mut [f32],
 }
@@ -76,26 +160,25 @@ struct Depthwise<'a> {
 struct Of<'a, const K: usize, const S: usize>(Depthwise<'a>);
 
 impl<const K: usize, const S: usize> Kernel for Of<'_, K, S> {
+    /// A group of channels goes through all rows: what two rows of the output share is still near.
     #[inline(always)]
     unsafe fn run<V: Lanes>(self) {
         let Of(mut work) = self;
-        let places = work.out.len() / work.channels;
-        let mut place = 0;
-        while place < places {
-            let end = place + PLACES;
-            // The first and the last window that are computed together lie inside.
-            let inside = K > 0
-                && end <= places
-                && work.window.taps(0, place).1.count == K
-                && work.window.taps(0, end - 1).1.count == K;
-            // SAFETY: as `depthwise` checked.
-            unsafe {
-                if inside {
-                    work.together::<V, K, S>(place);
-                    place = end;
-                } else {
-                    work.alone::<V>(place);
-                    place += 1;
+        let inside = if K > 1 { work.window.inside(work.places) } else { 0..0 };
+        let held = work.picture.channels.len();
+        for channel in (0..held).step_by(LANES) {
+            let lanes = LANES.min(held - channel);
+            for row in 0..work.rows.len() {
+                let mut rows = work.window.taps(work.rows.start + row, 0).0;
+                rows.picture %= work.picture.rows;
+                // SAFETY: as `depthwise` checked.
+                unsafe {
+                    match lanes {
+                        LANES if rows.count == K => {
+                            work.line::<V, K, S>((row, Taps { count: K, ..rows }), &inside, (channel, LANES));
+                        }
+                        lanes => work.line::<V, K, S>((row, rows), &inside, (channel, lanes)),
+                    }
                 }
             }
         }
@@ -103,64 +186,108 @@ impl<const K: usize, const S: usize> Kernel for Of<'_, K, S> {
 }
 
 impl Depthwise<'_> {
+    /// A row of the output, of some lanes from a channel on. The last of its places may be computed twice.
+    #[inline(always)]
+    unsafe fn line<V: Lanes, const K: usize, const S: usize>(
+        &mut self,
+        (row, rows): (usize, Taps),
+        inside: &Range<usize>,
+        (channel, lanes): (usize, usize),
+    ) {
+        let mut place = 0;
+        while place < self.places {
+            let (left, all) = (inside.end.saturating_sub(place), inside.len());
+            let at = |place: usize| At { row, place, rows, channel, lanes };
+            // SAFETY: the caller's.
+            unsafe {
+                place = match inside.contains(&place) {
+                    true if left >= 8 && V::ACCUMULATORS >= 24 => self.together::<V, K, S, 8>(at(place)),
+                    true if all >= 4 => self.together::<V, K, S, 4>(at(place.min(inside.end - 4))),
+                    true if all >= 2 => self.together::<V, K, S, 2>(at(place.min(inside.end - 2))),
+                    _ => self.alone::<V>(at(place)),
+                };
+            }
+        }
+    }
+
     /// # Safety
     /// The tap and the place of the picture are inside.
     #[inline(always)]
-    unsafe fn rows(&self, y: usize, tap: usize, column: usize) -> (*const f32, *const f32) {
-        // SAFETY: the caller's.
+    unsafe fn under(&self, at: At, y: usize, (tap, column): (usize, usize)) -> (*const f32, *const f32) {
+        let tap = (at.rows.kernel + y) * self.window.kernel.1 + tap;
+        let row = at.rows.picture + y;
+        let row = if row < self.picture.rows { row } else { row - self.picture.rows };
+        let pixel = row * self.window.size.1 + column;
+        let (kernel, picture) = (self.kernel.as_ptr(), self.picture.numbers.as_ptr());
+        // SAFETY: the caller's; every row under the kernel is held at its number modulo their count.
         unsafe {
-            let tap = (self.rows.kernel + y) * self.window.kernel.1 + tap;
-            let pixel = (self.rows.picture + y) * self.window.size.1 + column;
-            (self.kernel.as_ptr().add(tap * self.channels), self.picture.as_ptr().add(pixel * self.channels))
+            let tap = kernel.add(tap * self.channels + self.picture.channels.start + at.channel);
+            (tap, picture.add(pixel * self.picture.channels.len() + at.channel))
         }
     }
 
-    /// One place, whatever of its window lies inside the picture.
     #[inline(always)]
-    unsafe fn alone<V: Lanes>(&mut self, place: usize) {
-        let columns = self.window.taps(0, place).1;
-        for channel in (0..self.channels).step_by(LANES) {
-            let lanes = LANES.min(self.channels - channel);
-            // SAFETY: taps are inside; no more channels are touched than there are.
-            unsafe {
-                let mut sum = V::splat(0.0);
-                for y in 0..self.rows.count {
-                    let (tap, pixel) = self.rows(y, columns.kernel, columns.picture);
-                    for x in 0..columns.count {
-                        let at = x * self.channels + channel;
-                        sum = V::fma(some::<V>(pixel.add(at), lanes), some::<V>(tap.add(at), lanes), sum);
-                    }
-                }
-                put::<V>(self.out.as_mut_ptr().add(place * self.channels + channel), sum, lanes);
-            }
-        }
+    unsafe fn put<V: Lanes>(&mut self, at: At, place: usize, x: V::F) {
+        let to = (at.row * self.places + place) * self.channels + self.picture.channels.start + at.channel;
+        // SAFETY: the place is one of the row, and has as many lanes.
+        unsafe { put::<V>(self.out.as_mut_ptr().add(to), x, at.lanes) };
     }
 
-    /// [`PLACES`] places whose windows lie inside: taps are read once for all of them.
+    /// One place, whatever of its window lies inside the picture. Returns the next.
     #[inline(always)]
-    unsafe fn together<V: Lanes, const K: usize, const S: usize>(&mut self, place: usize) {
-        let column = self.window.taps(0, place).1.picture;
-        for channel in (0..self.channels).step_by(LANES) {
-            let lanes = LANES.min(self.channels - channel);
-            // SAFETY: taps are inside; no more channels are touched than there are.
-            unsafe {
-                let mut sums = [V::splat(0.0); PLACES];
-                for y in 0..self.rows.count {
-                    let (tap, pixel) = self.rows(y, 0, column);
-                    for x in 0..K {
-                        let tap = some::<V>(tap.add(x * self.channels + channel), lanes);
-                        for p in 0..PLACES {
-                            let pixel = some::<V>(pixel.add((p * S + x) * self.channels + channel), lanes);
-                            sums[p] = V::fma(pixel, tap, sums[p]);
-                        }
-                    }
-                }
-                for p in 0..PLACES {
-                    put::<V>(self.out.as_mut_ptr().add((place + p) * self.channels + channel), sums[p], lanes);
+    unsafe fn alone<V: Lanes>(&mut self, at: At) -> usize {
+        let columns = self.window.taps(0, at.place).1;
+        // SAFETY: taps are inside; no more lanes are touched than there are.
+        unsafe {
+            let mut sum = V::splat(0.0);
+            for y in 0..at.rows.count {
+                let (tap, pixel) = self.under(at, y, (columns.kernel, columns.picture));
+                for x in 0..columns.count {
+                    let tap = some::<V>(tap.add(x * self.channels), at.lanes);
+                    let pixel = some::<V>(pixel.add(x * self.picture.channels.len()), at.lanes);
+                    sum = V::fma(pixel, tap, sum);
                 }
             }
+            self.put::<V>(at, at.place, sum);
         }
+        at.place + 1
     }
+
+    /// `P` places whose windows lie inside: taps are read once for all of them. Returns the next.
+    #[inline(always)]
+    unsafe fn together<V: Lanes, const K: usize, const S: usize, const P: usize>(&mut self, at: At) -> usize {
+        let (column, wide) = (self.window.taps(0, at.place).1.picture, self.picture.channels.len());
+        // SAFETY: taps are inside; no more lanes are touched than there are.
+        unsafe {
+            let mut sums = [V::splat(0.0); P];
+            for y in 0..at.rows.count {
+                let (tap, pixel) = self.under(at, y, (0, column));
+                let pixels: [*const f32; P] = std::array::from_fn(|p| pixel.wrapping_add(p * S * wide));
+                for x in 0..K {
+                    let tap = some::<V>(tap.add(x * self.channels), at.lanes);
+                    for p in 0..P {
+                        sums[p] = V::fma(some::<V>(pixels[p].add(x * wide), at.lanes), tap, sums[p]);
+                    }
+                }
+            }
+            for p in 0..P {
+                self.put::<V>(at, at.place + p, sums[p]);
+            }
+        }
+        at.place + P
+    }
+}
+
+/// Some lanes of a place of the output.
+#[derive(Clone, Copy)]
+struct At {
+    row: usize,
+    place: usize,
+    /// What the kernel sees there of the rows that are held.
+    rows: Taps,
+    /// Of those that are held.
+    channel: usize,
+    lanes: usize,
 }
 
 #[inline(always)]

@@ -2,27 +2,29 @@
 
 use std::ops::Range;
 
-use super::{Buf, Cpu, Inputs, Weight};
+use super::layer::{LAYER_ROWS, TILE_ROWS};
+use super::{Buf, Cpu, Weight};
 use crate::Error;
-use crate::backend::dense::{Activation, Attended, Dense, Heads, Mask, Span, View, Window};
+use crate::backend::dense::{
+    Activation, Attended, Dense, Heads, InvertedResidual, Mask, Span, View, Window, layer_by_layer,
+};
 use crate::backend::{Backend, Epilogue, Matrix};
-use crate::simd::affine;
+use crate::pool::Strip;
 use crate::simd::attend::{self, Growth, Look, QUERIES, Rows};
 use crate::simd::tile::Begin;
-use crate::simd::window::depthwise;
+use crate::simd::window::{Ring, depthwise, unfold};
+use crate::simd::{Level, affine};
 
 /// Numbers that one thread goes through faster alone than two together.
 const NUMBERS_ALONE: usize = 8192;
 
-/// Rows of a product that one thread computes at a time, at most: they share one unpacking of the weights.
-const PRODUCT_ROWS: usize = 48;
-/// What they are a multiple of, so that tiles are whole.
-const TILE_ROWS: usize = 8;
+/// Rows of a filter's output that one thread computes at a time: they share most of what they look at.
+const FILTER_ROWS: usize = 8;
 
 /// Queries of spans, cut into what is computed together: kept from call to call for its memory.
 #[derive(Debug, Default)]
 pub(super) struct Blocks {
-    rows: Vec<Range<usize>>,
+    pub(super) rows: Vec<Range<usize>>,
     /// The span of each.
     spans: Vec<usize>,
 }
@@ -39,9 +41,18 @@ impl Blocks {
         }
     }
 
+    /// So many strips of whole rows of every picture's `places`.
+    pub(super) fn cut_pictures(&mut self, pictures: usize, (height, width): (usize, usize), strips: usize) {
+        self.rows.clear();
+        for picture in 0..pictures {
+            let row = |strip: usize| (picture * height + height * strip / strips) * width;
+            self.rows.extend((0..strips).map(|strip| row(strip)..row(strip + 1)));
+        }
+    }
+
     /// As many blocks for each thread, about equally large.
     fn cut_rows(&mut self, rows: usize, threads: usize) {
-        let blocks = rows.div_ceil(threads * PRODUCT_ROWS) * threads;
+        let blocks = rows.div_ceil(threads * LAYER_ROWS) * threads;
         let size = rows.div_ceil(blocks).next_multiple_of(TILE_ROWS);
         self.rows.clear();
         self.rows.extend((0..rows).step_by(size).map(|first| first..rows.min(first + size)));
@@ -91,9 +102,15 @@ impl Dense for Cpu {
         table
     }
 
-    fn write(&mut self, numbers: &[f32], out: &mut Buf) {
-        assert!(numbers.len().is_multiple_of(out.width), "whole rows");
-        out.begin_rows(numbers.len() / out.width).copy_from_slice(numbers);
+    fn write(&mut self, parts: &[&[f32]], out: &mut Buf) {
+        let len = parts.iter().map(|part| part.len()).sum::<usize>();
+        assert!(len.is_multiple_of(out.width), "whole rows");
+        let mut room = out.begin_rows(len / out.width);
+        for part in parts {
+            let (to, rest) = room.split_at_mut(part.len());
+            to.copy_from_slice(part);
+            room = rest;
+        }
     }
 
     fn gather(&mut self, table: &Weight, rows: &[u32], out: &mut Buf) {
@@ -123,7 +140,7 @@ impl Dense for Cpu {
     fn bias(&mut self, bias: &Buf, activation: Activation, x: &mut Buf) {
         let (level, rows, width) = (self.level, x.rows, x.width);
         self.pool.items((x.begin_rows(rows), width), grain(width), &mut self.locals, |_, _, x| {
-            affine::bias(level, bias.row(0), activation, x);
+            affine::bias(level, bias.row(0), activation, &mut Strip::whole(x, width));
         });
     }
 
@@ -136,22 +153,17 @@ impl Dense for Cpu {
         epilogue: Epilogue,
         out: &mut Buf,
     ) {
-        if x.rows < 2 * PRODUCT_ROWS {
+        if x.rows < 2 * LAYER_ROWS {
             self.linear(x, weight, epilogue, out);
             return self.bias(bias, activation, out);
         }
         assert!(x.width == weight.inputs && out.width == weight.outputs, "widths of a product agree");
-        let digits = self.digitise(x, weight);
-        let inputs = Inputs { x: x.all(), digits: &self.digits[..digits], rows: x.rows };
-        let (level, begin, width) = (self.level, Begin::from(epilogue), out.width);
+        let (layer, begin, width) = (self.layer((weight, bias), activation), Begin::from(epilogue), out.width);
         self.blocks.cut_rows(x.rows, self.pool.threads());
         let (out, blocks) = ((out.begin_rows(x.rows), width), &self.blocks.rows);
         self.pool.tiles(out, (blocks, width, 1), &mut self.locals, |local, (block, _), strip| {
-            let inputs = inputs.rows(blocks[block].clone());
-            weight.multiply(level, inputs, (0..width, begin), (strip, &mut local.scratch));
-            for row in 0..inputs.rows {
-                affine::bias(level, bias.row(0), activation, strip.row(row));
-            }
+            let Range { start, end } = blocks[block];
+            layer.run(&x.all()[start * x.width..end * x.width], (begin, strip), local);
         });
     }
 
@@ -215,20 +227,38 @@ impl Dense for Cpu {
 
     fn unfold(&mut self, x: &Buf, window: &Window, out: &mut Buf) {
         let (pictures, places) = pictures(x, window);
-        let (channels, width) = (x.width, out.width);
-        assert_eq!(width, window.kernel.0 * window.kernel.1 * channels, "a row holds a window");
+        let (level, width) = (self.level, out.width);
         let out = (out.begin_rows(pictures * places.0 * places.1), width);
-        self.pool.items(out, grain(width), &mut self.locals, |_, index, out| {
-            let picture = index / (places.0 * places.1);
-            let picture = &x.all()[picture * window.size.0 * window.size.1 * channels..];
-            let (rows, columns) = window.taps(index / places.1 % places.0, index % places.1);
-            out.fill(0.0);
-            for y in 0..rows.count {
-                let to = ((rows.kernel + y) * window.kernel.1 + columns.kernel) * channels;
-                let from = ((rows.picture + y) * window.size.1 + columns.picture) * channels;
-                let len = columns.count * channels;
-                out[to..to + len].copy_from_slice(&picture[from..from + len]);
+        self.pool.items(out, grain(width), &mut self.locals, |_, place, out| {
+            unfold_place(level, (x, window), (places, place), out);
+        });
+    }
+
+    /// Many windows are unfolded as they are needed.
+    fn convolve(
+        &mut self,
+        (x, window): (&Buf, &Window),
+        (weight, bias, activation): (&Weight, &Buf, Activation),
+        unfolded: &mut Buf,
+        out: &mut Buf,
+    ) {
+        let (pictures, places) = pictures(x, window);
+        let (rows, width, inputs) = (pictures * places.0 * places.1, out.width, weight.inputs);
+        if rows < 2 * LAYER_ROWS {
+            self.unfold(x, window, unfolded);
+            return self.affine((unfolded, weight), (bias, activation), Epilogue::Store, out);
+        }
+        let (level, layer) = (self.level, self.layer((weight, bias), activation));
+        self.blocks.cut_rows(rows, self.pool.threads());
+        let (out, blocks) = ((out.begin_rows(rows), width), &self.blocks.rows);
+        self.pool.tiles(out, (blocks, width, 1), &mut self.locals, |local, (block, _), strip| {
+            let mut unfolded = std::mem::take(&mut local.between.unfolded);
+            unfolded.resize(strip.rows() * inputs, 0.0);
+            for (place, out) in blocks[block].clone().zip(unfolded.chunks_exact_mut(inputs)) {
+                unfold_place(level, (x, window), (places, place), out);
             }
+            layer.run(&unfolded, (Begin::Zero, strip), local);
+            local.between.unfolded = unfolded;
         });
     }
 
@@ -243,19 +273,47 @@ impl Dense for Cpu {
         let (level, channels) = (self.level, x.width);
         assert!(out.width == channels && kernel.width == channels, "as many channels out as in");
         let len = window.size.0 * window.size.1 * channels;
-        let out = (out.begin_rows(pictures * places.0 * places.1), places.1 * channels);
-        self.pool.items(out, 1, &mut self.locals, |_, index, out| {
-            let (picture, row) = (index / places.0, index % places.0);
-            depthwise(level, &x.all()[picture * len..][..len], kernel.all(), (window, row), out);
-            for out in out.chunks_exact_mut(channels) {
-                affine::bias(level, bias.row(0), activation, out);
-            }
+        self.blocks.cut_pictures(pictures, places, places.0.div_ceil(FILTER_ROWS));
+        let (out, blocks) = ((out.begin_rows(pictures * places.0 * places.1), channels), &self.blocks.rows);
+        self.pool.tiles(out, (blocks, channels, 1), &mut self.locals, |_, (block, _), out| {
+            let Range { start, end } = blocks[block];
+            let (picture, first) = (start / (places.0 * places.1), start / places.1 % places.0);
+            let rows = first..first + (end - start) / places.1;
+            let picture =
+                Ring { numbers: &x.all()[picture * len..][..len], rows: window.size.0, channels: 0..channels };
+            depthwise(level, picture, kernel.all(), (window, rows), out.all());
+            affine::bias(level, bias.row(0), activation, out);
         });
+    }
+
+    fn inverted_residual(
+        &mut self,
+        x: &Buf,
+        block: &InvertedResidual<'_, Cpu>,
+        between: (&mut Buf, &mut Buf),
+        out: &mut Buf,
+    ) {
+        match self.strips(x, block) {
+            Some(strips) => self.by_strips(x, block, strips, out),
+            None => layer_by_layer(self, x, block, between, out),
+        }
     }
 }
 
+/// The window of one place of all pictures', whose outputs have `height` rows of `width` places.
+fn unfold_place(
+    level: Level,
+    (x, window): (&Buf, &Window),
+    ((height, width), place): ((usize, usize), usize),
+    out: &mut [f32],
+) {
+    let picture = window.size.0 * window.size.1 * x.width;
+    let picture = &x.all()[place / (height * width) * picture..][..picture];
+    unfold(level, picture, (window, (place / width % height, place % width)), out);
+}
+
 /// How many pictures there are, and the height and width of each output.
-fn pictures(x: &Buf, window: &Window) -> (usize, (usize, usize)) {
+pub(super) fn pictures(x: &Buf, window: &Window) -> (usize, (usize, usize)) {
     let size = window.size.0 * window.size.1;
     assert!(size > 0 && x.rows.is_multiple_of(size), "whole pictures");
     (x.rows / size, window.output().expect("models check their windows at load"))

@@ -83,8 +83,8 @@ fn pictures(x: &Rows, window: &Window) -> (usize, usize) {
 }
 
 impl Dense for Scalar {
-    fn write(&mut self, numbers: &[f32], out: &mut Rows) {
-        out.put(numbers.iter().copied());
+    fn write(&mut self, parts: &[&[f32]], out: &mut Rows) {
+        out.put(parts.iter().copied().flatten().copied());
     }
 
     fn gather(&mut self, table: &Rows, rows: &[u32], out: &mut Rows) {

@@ -4,7 +4,9 @@
 use std::ops::Range;
 
 use super::*;
-use crate::backend::dense::{Activation, Attended, Dense, Heads, Mask, Padding, Span, View, Window};
+use crate::backend::dense::{
+    Activation, Attended, Dense, Heads, InvertedResidual, Mask, Padding, Residual, Span, View, Window,
+};
 
 /// Runs an operation on the oracle and on the processor: close to the one, the same bits on one and two threads at
 /// every level of the other. Returns the processor's numbers.
@@ -138,9 +140,9 @@ fn rows_are_written_gathered_and_scattered() {
         assert!(read(backend, &out).is_empty(), "a new buffer has no rows");
         backend.gather(&table, &[22, 0, 7, 7], &mut out);
         let mut wide = empty(backend, 9, 70);
-        backend.write(&x, &mut wide);
+        backend.write(&[&x], &mut wide);
         backend.scatter(View { rows: &wide, column: 20 }, &[3, 1, 9, 0, 7, 2], &mut out);
-        backend.write(&x[..70], &mut wide);
+        backend.write(&[&x[..30], &x[30..70]], &mut wide);
         backend.scatter(View { rows: &wide, column: 3 }, &[4], &mut out);
         [read(backend, &out), read(backend, &wide)].concat()
     });
@@ -276,6 +278,77 @@ fn pictures_are_unfolded_and_convolved_as_the_oracle_does() {
     }
 }
 
+/// Shapes of blocks, and how many pictures: as layers, one strip a picture, and several.
+const BLOCKS: [(Window, usize, usize); 5] = [
+    (square(9, (3, 1), 1), 5, 3),
+    (square(14, (5, 1), 2), 500, 4),
+    (square(56, (3, 1), 1), 48, 1),
+    (square(57, (5, 2), 2), 100, 3),
+    (square(80, (3, 2), 1), 40, 2),
+];
+
+const fn square(side: usize, (kernel, stride): (usize, usize), padding: usize) -> Window {
+    let padding = Padding { rows: (padding, padding), columns: (padding, padding) };
+    Window { size: (side, side), kernel: (kernel, kernel), stride: (stride, stride), padding }
+}
+
+#[test]
+fn blocks_are_the_oracle_s_however_they_are_cut() {
+    let mut noise = Noise(25);
+    for (window, wide, pictures) in BLOCKS {
+        let (height, width) = window.output().expect("a kernel that fits");
+        let places = window.size.0 * window.size.1;
+        for (widens, narrow) in [(true, 16), (false, 24)] {
+            let channels = if widens { 16 } else { wide };
+            let residual = if window.stride == (1, 1) && channels == narrow { Residual::Added } else { Residual::None };
+            let x = noise.numbers(pictures * places * channels);
+            let [expand, project] = [wide * channels, narrow * wide].map(|len| noise.matrix(Format::F32, 1, len));
+            let taps = noise.numbers(window.kernel.0 * window.kernel.1 * wide);
+            let biases = noise.numbers(wide.max(narrow));
+            let run = operation!(|backend| {
+                let matrix = |columns, data| Matrix { format: Format::F32, columns, data };
+                let weights = [matrix(channels, &expand), matrix(wide, &project)];
+                let [expand, project] = weights.map(|weight| backend.pack(&[weight]).expect("a matrix"));
+                let (x, taps) = (put(backend, &x, channels), put(backend, &taps, wide));
+                let [bias, last] = [wide, narrow].map(|len| put(backend, &biases[..len], len));
+                let rows = pictures * height * width;
+                let (mut widened, mut filtered) = (empty(backend, pictures * places, wide), empty(backend, rows, wide));
+                let mut out = empty(backend, rows, narrow);
+                let block = InvertedResidual {
+                    expand: widens.then_some((&expand, &bias)),
+                    filter: (&taps, &bias),
+                    window: &window,
+                    activation: Activation::Relu6,
+                    project: (&project, &last),
+                    residual,
+                };
+                backend.inverted_residual(&x, &block, (&mut widened, &mut filtered), &mut out);
+                read(backend, &out)
+            });
+            check(&format!("{window:?}, {wide} channels, {residual:?}"), &run);
+        }
+    }
+}
+
+#[test]
+fn convolutions_of_all_channels_are_the_oracle_s() {
+    let mut noise = Noise(26);
+    for (window, channels, outputs) in [(square(17, (3, 2), 1), 3, 32), (square(5, (3, 1), 1), 20, 17)] {
+        let (height, width) = window.output().expect("a kernel that fits");
+        let (inputs, rows) = (window.kernel.0 * window.kernel.1 * channels, 3 * height * width);
+        let x = noise.numbers(3 * window.size.0 * window.size.1 * channels);
+        let (weight, bias) = (noise.matrix(Format::F32, outputs, inputs), noise.numbers(outputs));
+        let run = operation!(|backend| {
+            let weight = backend.pack(&[Matrix { format: Format::F32, columns: inputs, data: &weight }]).expect("fits");
+            let (x, bias) = (put(backend, &x, channels), put(backend, &bias, outputs));
+            let (mut unfolded, mut out) = (empty(backend, rows, inputs), empty(backend, rows, outputs));
+            backend.convolve((&x, &window), (&weight, &bias, Activation::Gelu), &mut unfolded, &mut out);
+            read(backend, &out)
+        });
+        check(&format!("{window:?}"), &run);
+    }
+}
+
 #[test]
 fn what_follows_a_product_does_not_depend_on_how_its_rows_were_cut() {
     let mut noise = Noise(23);
@@ -320,6 +393,6 @@ fn places_outside_a_buffer_are_refused() {
     }));
     assert!(refused(|cpu| {
         let mut out = empty(cpu, 2, 16);
-        cpu.write(&[0.0; 48], &mut out);
+        cpu.write(&[&[0.0; 48]], &mut out);
     }));
 }

@@ -98,8 +98,8 @@ impl ClipConfig {
             widths.saturating_add((2 * tower.width + self.projection).saturating_mul(inputs))
         };
         let side = self.vision.side;
-        // The pixels twice: as they come, and unfolded to patches; and the host's copy.
-        let picture = 3 * CHANNELS * side * side + (self.vision.rows() - 1) * self.vision.tower.width;
+        // The pixels twice: as they come, and unfolded to patches.
+        let picture = 2 * CHANNELS * side * side + (self.vision.rows() - 1) * self.vision.tower.width;
         let pictures = (rows / self.vision.rows()).min(inputs).saturating_mul(picture);
         tower(&self.text.tower).saturating_add(tower(&self.vision.tower)).saturating_add(pictures)
     }

@@ -5,10 +5,10 @@ use std::sync::atomic::AtomicU64;
 
 use serde::Deserialize;
 
-use super::{Block, BlockSlots, Buffers, Depthwise, EfficientNet, GROUP, Network, Pointwise, Residual, Stem};
+use super::{Block, BlockSlots, Buffers, Depthwise, EfficientNet, GROUP, Network, Pointwise, Stem};
 use crate::Error;
 use crate::backend::Matrix;
-use crate::backend::dense::{Activation, Dense, Padding, Window};
+use crate::backend::dense::{Activation, Dense, Padding, Residual, Window};
 use crate::encode::Picturing;
 use crate::quant::Format;
 use crate::tensors::{Tensors, little_endian};
@@ -190,7 +190,7 @@ impl<B: Dense> Loader<'_, B> {
         let expand = (stage.expansion != 1)
             .then(|| self.pointwise(&names[0], &names[1], (channels, wide), Activation::Relu6))
             .transpose()?;
-        let widened = if expand.is_some() { slots.take(wide, side * side) } else { input };
+        let widened = slots.take(wide, side * side);
         let filtered = slots.take(wide, after * after);
         let output = slots.take(stage.channels, after * after);
         // What came in is free for the next block, and so is what is between.

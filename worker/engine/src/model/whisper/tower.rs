@@ -68,11 +68,11 @@ impl<D: Dense> Tower<D> {
     pub(super) fn listen(&mut self, device: &mut D, mel: &[f32], progress: &AtomicU64) -> &D::Buf {
         let windows = mel.len() / (WINDOW_FRAMES * self.bands);
         let room = &mut self.room;
-        device.write(mel, &mut room.mel);
-        device.unfold(&room.mel, &neighbours(WINDOW_FRAMES, 1), &mut room.near);
-        self.first.replace(device, &room.near, Activation::Gelu, &mut room.frames);
-        device.unfold(&room.frames, &neighbours(WINDOW_FRAMES, 2), &mut room.halved);
-        self.second.replace(device, &room.halved, Activation::Gelu, &mut room.x);
+        device.write(&[mel], &mut room.mel);
+        let [every, second] = [1, 2].map(|step| neighbours(WINDOW_FRAMES, step));
+        let (near, halved) = (&mut room.near, &mut room.halved);
+        self.first.convolve(device, (&room.mel, &every), Activation::Gelu, (near, &mut room.frames));
+        self.second.convolve(device, (&room.frames, &second), Activation::Gelu, (halved, &mut room.x));
         let positions: Vec<u32> = (0..windows).flat_map(|_| 0..SOURCE_POSITIONS as u32).collect();
         device.add_rows(&self.positions, &positions, &mut room.x);
         let span = |window: usize| {

@@ -1,0 +1,178 @@
+//! Inverted residuals of large pictures, row by row: what is widened, the most numbers of a picture by far, is used
+//! while it is near, and never leaves the second-level cache.
+
+use std::ops::Range;
+
+use super::dense::pictures;
+use super::layer::{LAYER_ROWS, Layer};
+use super::{Buf, Cpu, Local};
+use crate::backend::dense::{Activation, InvertedResidual, Residual, Window};
+use crate::pool::Strip;
+use crate::simd::linear::STRIP_UNIT;
+use crate::simd::tile::Begin;
+use crate::simd::window::{Ring, depthwise};
+use crate::simd::{Level, affine};
+
+/// Widened numbers of a picture from which this pays; with fewer, the weights are what is read.
+const LARGE: usize = 64 << 10;
+/// Channels that are widened and filtered together: whole tiles of a product, near enough to each other that reading a
+/// row of one group of them is reading ahead for the next.
+const CHANNELS: usize = STRIP_UNIT;
+/// Widened numbers that are held at a time, about.
+const HELD: usize = 64 << 10;
+/// Strips for each thread, so that a slow one leaves work to the others.
+const STRIPS_EACH: usize = 4;
+
+/// What a thread holds between layers.
+#[derive(Debug, Default)]
+pub(super) struct Between {
+    pub(super) unfolded: Vec<f32>,
+    widened: Vec<f32>,
+    filtered: Vec<f32>,
+}
+
+/// A block as the strips see it.
+struct Strips<'a> {
+    level: Level,
+    x: &'a Buf,
+    block: &'a InvertedResidual<'a, Cpu>,
+    expand: Option<Layer<'a>>,
+    project: Layer<'a>,
+    /// Height and width of the output.
+    places: (usize, usize),
+    /// Rows of the output that are computed together.
+    group: usize,
+}
+
+impl Cpu {
+    /// How many strips a picture is best cut into; `None` where layer by layer is faster.
+    pub(super) fn strips(&self, x: &Buf, block: &InvertedResidual<'_, Cpu>) -> Option<usize> {
+        let (window, threads) = (block.window, self.pool.threads());
+        let (pictures, (height, _)) = pictures(x, window);
+        // Rows that neighbours share are computed twice: at most a quarter of all.
+        let most = match window.kernel.0.saturating_sub(window.stride.0) {
+            0 => height,
+            shared => window.size.0 / (4 * shared) + 1,
+        };
+        let strips = (STRIPS_EACH * threads).div_ceil(pictures.max(1)).min(most).min(height);
+        let large = window.size.0 * window.size.1 * block.filter.0.width >= LARGE;
+        (large && pictures * strips >= threads).then_some(strips)
+    }
+
+    /// The whole of a block, so many strips of a picture's output.
+    pub(super) fn by_strips(&mut self, x: &Buf, block: &InvertedResidual<'_, Cpu>, strips: usize, out: &mut Buf) {
+        let (pictures, places) = pictures(x, block.window);
+        let expand = block.expand.map(|expand| self.layer(expand, block.activation));
+        let project = self.layer(block.project, Activation::None);
+        let (channels, width) = (block.filter.0.width, out.width);
+        let inputs = expand.as_ref().map_or(x.width, Layer::outputs);
+        assert!(inputs == channels && project.outputs() == width, "widths of a block agree");
+        self.blocks.cut_pictures(pictures, places, strips);
+        let group = group(block.window, channels, places.1);
+        let strips = Strips { level: self.level, x, block, expand, project, places, group };
+        let out = (out.begin_rows(pictures * places.0 * places.1), width);
+        let rows = &self.blocks.rows;
+        self.pool.tiles(out, (rows, width, 1), &mut self.locals, |local, (strip, _), out| {
+            strips.run(rows[strip].clone(), out, local);
+        });
+    }
+}
+
+/// Rows of the output that are computed together: as many as fit, but enough to make a good product.
+fn group(window: &Window, channels: usize, width: usize) -> usize {
+    let held = HELD / (window.size.1 * channels);
+    let fit = held.saturating_sub(window.kernel.0) / window.stride.0 + 1;
+    fit.max(LAYER_ROWS.div_ceil(width))
+}
+
+impl Strips<'_> {
+    /// Computes the outputs `range`, whole rows of one picture.
+    fn run(&self, range: Range<usize>, out: &mut Strip<'_>, local: &mut Local) {
+        let (height, width) = self.places;
+        let (picture, rows) = (range.start / (height * width), range.start / width % height);
+        let rows = rows..rows + range.len() / width;
+        let mut between = std::mem::take(&mut local.between);
+        let mut widened = 0;
+        for first in rows.clone().step_by(self.group) {
+            let group = first..rows.end.min(first + self.group);
+            let seen = seen(self.block.window, group.clone());
+            let new = seen.start.max(widened)..seen.end.max(widened);
+            widened = new.end;
+            self.compute(picture, (new, group.clone()), &mut between, local);
+            let mut out = out.band((group.start - rows.start) * width..(group.end - rows.start) * width);
+            self.project.run(&between.filtered, (Begin::Zero, &mut out), local);
+        }
+        local.between = between;
+        if self.block.residual == Residual::Added {
+            for (row, place) in range.enumerate() {
+                affine::add(self.level, self.x.row(place), out.row(row));
+            }
+        }
+    }
+
+    /// Widens the rows `new` of a picture beside those before, and filters to the rows `out`.
+    fn compute(
+        &self,
+        picture: usize,
+        (new, out): (Range<usize>, Range<usize>),
+        between: &mut Between,
+        local: &mut Local,
+    ) {
+        let (Window { size: (height, width), .. }, channels) = (*self.block.window, self.block.filter.0.width);
+        let row = width * self.x.width;
+        let x = &self.x.all()[picture * height * row..][..height * row];
+        let Between { widened, filtered, .. } = between;
+        filtered.resize(out.len() * self.places.1 * channels, 0.0);
+        match &self.expand {
+            None => self.filter(Ring { numbers: x, rows: height, channels: 0..channels }, out, filtered),
+            Some(expand) => {
+                let rows = self.held();
+                widened.resize(rows * width * channels, 0.0);
+                for first in (0..channels).step_by(CHANNELS) {
+                    let channels = first..channels.min(first + CHANNELS);
+                    let room = &mut widened[rows * width * first..][..rows * width * channels.len()];
+                    let new = (new.clone(), channels.clone());
+                    widen(expand, (x, row), new, (room, rows), local);
+                    self.filter(Ring { numbers: room, rows, channels }, out.clone(), filtered);
+                }
+            }
+        }
+        let bias = self.block.filter.1.row(0);
+        affine::bias(self.level, bias, self.block.activation, &mut Strip::whole(filtered, channels));
+    }
+
+    /// Rows that are held of what is widened.
+    fn held(&self) -> usize {
+        let Window { size, kernel, stride, .. } = self.block.window;
+        ((self.group - 1) * stride.0 + kernel.0).min(size.0)
+    }
+
+    fn filter(&self, wide: Ring<'_>, rows: Range<usize>, out: &mut [f32]) {
+        depthwise(self.level, wide, self.block.filter.0.all(), (self.block.window, rows), out);
+    }
+}
+
+/// Widens some channels of rows of a picture, each to its place in a ring of `held`.
+fn widen(
+    expand: &Layer<'_>,
+    (x, row): (&[f32], usize),
+    (rows, channels): (Range<usize>, Range<usize>),
+    (ring, held): (&mut [f32], usize),
+    local: &mut Local,
+) {
+    let (wide, mut first) = (ring.len() / held, rows.start);
+    while first < rows.end {
+        let place = first % held;
+        let count = (rows.end - first).min(held - place);
+        let out = &mut Strip::whole(&mut ring[place * wide..(place + count) * wide], channels.len());
+        expand.run_some(&x[first * row..(first + count) * row], (channels.clone(), Begin::Zero), out, local);
+        first += count;
+    }
+}
+
+/// Rows of a picture that fall under the kernel somewhere in `rows` of the output.
+fn seen(window: &Window, rows: Range<usize>) -> Range<usize> {
+    let taps = rows.map(|row| window.taps(row, 0).0).filter(|taps| taps.count > 0);
+    let rows = taps.map(|taps| taps.picture..taps.picture + taps.count);
+    rows.reduce(|all, rows| all.start.min(rows.start)..all.end.max(rows.end)).unwrap_or(0..0)
+}
