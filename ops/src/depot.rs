@@ -41,7 +41,7 @@ impl Depot {
     /// Makes it, and waits until no other process fills it. What a killed one left half done goes.
     pub(crate) fn open(&self) -> Result<Filling<'_>> {
         fs::create_dir_all(&self.dir).map_err(|error| self.explain(error.into()))?;
-        let lock = Lock::take(&self.dir.join(".lock"), "another `flotilla` fetches what is missing");
+        let lock = Lock::take(&self.dir.join(".lock"), "another `flotilla` fills this folder");
         let lock = lock.map_err(|error| self.explain(error))?;
         let filling = Filling { depot: self, scratch: self.dir.join(".partial"), _lock: lock };
         filling.clear();
@@ -120,6 +120,20 @@ impl Filling<'_> {
         });
         self.clear();
         done
+    }
+
+    /// Lets `make` write a file; `to` appears whole or not at all.
+    pub(crate) fn write<T>(&self, to: &Path, make: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+        let file = self.scratch.join("made");
+        let written =
+            fs::create_dir_all(&self.scratch).map_err(|error| self.depot.explain(error.into())).and_then(|()| {
+                let made = make(&file)?;
+                fs::set_permissions(&file, fs::Permissions::from_mode(Kind::Data.mode()))?;
+                self.install(&file, to)?;
+                Ok(made)
+            });
+        self.clear();
+        written
     }
 
     fn made(&self, source: &Source, recipe: &Recipe, to: &Path) -> Result<PathBuf> {

@@ -21,6 +21,7 @@ mod plan;
 mod process;
 mod progress;
 mod provision;
+mod quantize;
 mod settings;
 mod shelf;
 mod show;
@@ -103,10 +104,10 @@ enum Command {
     /// Show dispatchers, workers, lanes and streams; exit 1 if the fleet cannot answer
     #[command(after_help = "Examples:\n  flotilla status\n  flotilla status -j | jq '.lanes[].waiting'")]
     Status(status::Status),
-    /// Show and get models
+    /// Show, get and quantise models
     #[command(
         subcommand,
-        after_help = "Examples:\n  flotilla models list\n  flotilla models pull whisper-base\n  FLOTILLA_INDEX=https://user:password@mirror/simple flotilla models pull --models /srv/models"
+        after_help = "Examples:\n  flotilla models list\n  flotilla models pull whisper-base\n  flotilla models quantize --int8 all-minilm-l6-v2\n  FLOTILLA_INDEX=https://user:password@mirror/simple flotilla models pull --models /srv/models"
     )]
     Models(models::Models),
     /// Check this machine and the fleet; exit 1 if a check fails
@@ -167,7 +168,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
         }
         Command::Provision(index) => up::get_missing(&surroundings(home, index)?)?,
         Command::Models(models) => {
-            models.run(&config(&home)?, &Shelf::of(&home), pip_index(), &address(cli.nats, &home))?;
+            let (pip, nats, program) = (pip_index(), address(cli.nats, &home), program()?);
+            models.run(&config(&home)?, &Shelf::of(&home), models::Surroundings { pip, nats, program })?;
         }
         command => return speak(command, &address(cli.nats, &home), &home),
     }
@@ -204,11 +206,15 @@ fn surroundings(home: Home, index: Choice) -> Result<Surroundings> {
     let drain = settings.drain();
     let models = settings.wanted().into_iter().cloned().collect();
     let path = std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default();
-    let program = std::env::current_exe().context("find this program")?;
+    let program = program()?;
     let console = Console::of_stdout(std::env::var("NO_COLOR").ok().as_deref());
     let hidden = own_variables().into_iter().collect();
     let source = Source::choose(index, pip_index());
     Ok(Surroundings { home, path, program, models, source, drain, console, hidden })
+}
+
+fn program() -> Result<PathBuf> {
+    std::env::current_exe().context("find this program")
 }
 
 /// The package index that this machine's Python is set to.

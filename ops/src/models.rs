@@ -1,6 +1,7 @@
 //! `flotilla models`: the catalogue, what of it is on this machine, and what a fleet has loaded.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -13,6 +14,7 @@ use serde::Serialize;
 
 use crate::fleet;
 use crate::index::{Choice, Source};
+use crate::quantize::Quantize;
 use crate::settings::Settings;
 use crate::shelf::{Arrival, Shelf};
 use crate::table::table;
@@ -30,6 +32,11 @@ pub(crate) enum Models {
     List(List),
     /// Get models of the catalogue that are not here yet.
     Pull(Pull),
+    /// Write a model anew with smaller weights, and tell what that costs.
+    ///
+    /// For models that embed, label or transcribe. The new one, MODEL-int8, becomes one of the fleet by an entry in
+    /// flotilla.toml, which is printed. It computes what MODEL does under `worker.weights = "int8"`.
+    Quantize(Quantize),
 }
 
 /// `flotilla models list`
@@ -47,6 +54,17 @@ pub(crate) struct Pull {
     names: Vec<String>,
     #[command(flatten)]
     index: Choice,
+}
+
+/// What only `main` knows.
+#[derive(Clone, Debug)]
+pub(crate) struct Surroundings {
+    /// The index that pip was set to.
+    pub(crate) pip: Option<String>,
+    /// The fleet that is asked.
+    pub(crate) nats: String,
+    /// This program.
+    pub(crate) program: PathBuf,
 }
 
 #[derive(Debug, Serialize)]
@@ -76,12 +94,12 @@ struct Place {
 }
 
 impl Models {
-    /// Does it. `pip` is the index that pip was set to, `url` the fleet that is asked.
-    pub(crate) fn run(self, settings: &Settings, shelf: &Shelf, pip: Option<String>, url: &str) -> Result<()> {
+    /// Does it.
+    pub(crate) fn run(self, settings: &Settings, shelf: &Shelf, around: Surroundings) -> Result<()> {
         let catalogue = &settings.common.models;
         match self {
             Models::List(List { json }) => {
-                let workers = workers(url)?;
+                let workers = workers(&around.nats)?;
                 let rows: Vec<Row<'_>> = catalogue.iter().map(|model| row(model, shelf, workers.as_deref())).collect();
                 if json {
                     println!("{}", serde_json::to_string_pretty(&rows)?);
@@ -93,9 +111,14 @@ impl Models {
             }
             Models::Pull(Pull { names, index }) => {
                 let models = if names.is_empty() { settings.wanted() } else { chosen(catalogue, &names)? };
-                shelf.stock(&models, &Source::choose(index, pip), |model, arrival| {
+                shelf.stock(&models, &Source::choose(index, around.pip), |model, arrival| {
                     println!("{}", arrived(model, shelf, arrival));
                 })
+            }
+            Models::Quantize(quantize) => {
+                let model = chosen(catalogue, std::slice::from_ref(quantize.model()))?[0];
+                println!("{}", quantize.run((model, catalogue), shelf, &around.program)?);
+                Ok(())
             }
         }
     }

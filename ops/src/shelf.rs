@@ -68,6 +68,27 @@ impl Shelf {
         Ok(if found == model.sha256 { Standing::Pinned } else { Standing::Other(found) })
     }
 
+    /// Where a model's file lies, which must be there as pinned.
+    pub(crate) fn pinned(&self, model: &ModelEntry) -> Result<PathBuf> {
+        let (file, name) = (self.file(model), &model.name);
+        match self.standing(model)? {
+            Standing::Pinned => Ok(file),
+            Standing::Absent => bail!("{name} is not here: flotilla models pull {name}"),
+            Standing::Other(_) => {
+                bail!("{} differs from its pin in the catalogue: flotilla models pull {name}", file.display())
+            }
+        }
+    }
+
+    /// Puts a model there whose file `make` writes, in place of one of that name; tells its SHA-256.
+    pub(crate) fn add<T>(&self, model: &mut ModelEntry, make: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+        let file = self.file(model);
+        let made = self.depot.open()?.write(&file, make)?;
+        model.sha256 = sha256(&file)?;
+        stamp(&file, model);
+        Ok(made)
+    }
+
     /// Makes sure that models are there as pinned, and tells of each. Where none is missing nothing is written and
     /// nobody waited for, so a folder that others fill may be read-only.
     pub(crate) fn stock(
@@ -302,6 +323,27 @@ mod tests {
         assert!(matches!(scene.shelf.standing(&scene.model).unwrap(), Standing::Other(_)), "its stamp speaks no more");
         assert!(scene.stock().unwrap_err().to_string().contains("pins"));
         assert_eq!(fs::read(scene.shelf.file(&scene.model)).unwrap(), b"abcd", "a user's file is left alone");
+    }
+
+    #[test]
+    fn a_model_that_is_made_appears_whole_or_not_at_all() {
+        let scene = Scene::set("made");
+        let mut model = scene.model.clone();
+        assert!(scene.shelf.pinned(&model).unwrap_err().to_string().contains("models pull"));
+        let half = |to: &Path| -> Result<()> {
+            fs::write(to, "ab")?;
+            bail!("no more")
+        };
+        assert!(scene.shelf.add(&mut model, half).is_err());
+        assert_eq!(scene.shelf.standing(&model).unwrap(), Standing::Absent);
+        assert_eq!(scene.shelf.add(&mut model, |to| Ok(fs::write(to, "abc").map(|()| 3)?)).unwrap(), 3);
+        assert_eq!(
+            (model.sha256.as_str(), &scene.shelf.pinned(&model).unwrap()),
+            (scene.model.sha256.as_str(), &scene.shelf.file(&model))
+        );
+        assert!(stamped(&scene.shelf.file(&model), &model) && !scene.dir.join("models/.partial").exists());
+        scene.put("abcd");
+        assert!(scene.shelf.pinned(&model).unwrap_err().to_string().contains("differs"));
     }
 
     #[test]

@@ -156,7 +156,11 @@ impl Drop for Role {
 }
 
 /// Where the binaries of the running test's build lie: `target/release` for `target/release/deps/e2e-...`.
-fn programs() -> PathBuf {
+///
+/// # Panics
+/// Outside of a test.
+#[must_use]
+pub fn programs() -> PathBuf {
     let test = std::env::current_exe().expect("a running test");
     let deps = test.parent().expect("a folder of tests");
     deps.parent().expect("a folder of binaries").to_path_buf()

@@ -1,7 +1,7 @@
 //! A worker of a fleet: pulls jobs, answers clients.
 #![forbid(unsafe_code)]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock, OnceLock};
@@ -16,6 +16,7 @@ use runtime::{bus, cache, config, health, sessions, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use worker::company::Company;
+use worker::native::rounding;
 use worker::reader::Reader;
 use worker::{Config, Worker, memory, metrics, native, pull, queue, run, worker as parts};
 
@@ -45,6 +46,14 @@ struct Arguments {
 enum Command {
     /// Asks the worker of this configuration whether it is ready: exit code 0 if so, else 1.
     Healthcheck,
+    /// Writes an encoder's file with the weights of its products rounded to a byte, and says as JSON what that costs:
+    /// what `flotilla models quantize` runs.
+    Quantize {
+        /// The model's file.
+        from: PathBuf,
+        /// The file to write.
+        to: PathBuf,
+    },
 }
 
 /// Which build this is, and for which devices it computes.
@@ -56,6 +65,9 @@ const EXIT_FAILURE: u8 = 1;
 fn main() -> ExitCode {
     let mut arguments = Arguments::parse();
     let command = arguments.command.take();
+    if let Some(Command::Quantize { from, to }) = &command {
+        return quantize(from, to);
+    }
     let config = match configure(arguments) {
         Ok(config) => config,
         Err(faults) => {
@@ -73,6 +85,21 @@ fn main() -> ExitCode {
                 true => tracing::error!("{error:#}"),
                 false => eprintln!("worker: {error:#}"),
             }
+            ExitCode::from(EXIT_FAILURE)
+        }
+    }
+}
+
+/// Needs no configuration: whoever calls it knows the files.
+fn quantize(from: &Path, to: &Path) -> ExitCode {
+    let report = rounding::round(from, to).map_err(anyhow::Error::from);
+    match report.and_then(|report| Ok(serde_json::to_string(&report)?)) {
+        Ok(report) => {
+            println!("{report}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{error:#}");
             ExitCode::from(EXIT_FAILURE)
         }
     }

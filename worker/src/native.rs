@@ -2,7 +2,9 @@
 
 mod encode;
 mod generate;
+pub mod rounding;
 mod routes;
+mod samples;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -11,6 +11,7 @@ mod modalities;
 mod outages;
 mod overload;
 mod python;
+mod quantize;
 mod refuse;
 mod releases;
 mod sessions;

@@ -3,16 +3,24 @@
 //! One file holds all that a model is, so that one digest covers it: beside the tensors, `__metadata__` has the keys
 //! [`FAMILY`], [`CONFIG`], [`TOKENIZER`] and [`LABELS`]. The header is checked at open, against caps and against the
 //! bytes that are there; no tensor's page is touched before it is asked for.
+//!
+//! The form has no blocks under a scale. A matrix of them, as [`Format::Q8_0`], is (rows, blocks, bytes of a block) of
+//! unsigned bytes, and is found here as (rows, columns).
 
+mod write;
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
-use safetensors::tensor::{Dtype, Metadata, SafeTensorError, SafeTensors};
+use safetensors::tensor::{Dtype, Metadata, SafeTensorError, SafeTensors, TensorInfo};
 
 use crate::Error;
 use crate::backend::Matrix;
 use crate::map::{Bytes, Map};
 use crate::quant::{Format, dequantise_row};
+pub use write::{Entry, write};
 
 /// Key of the network's family: `bert`, `efficientnet`, `whisper`, `clip`.
 pub const FAMILY: &str = "family";
@@ -38,6 +46,8 @@ const PREFIX: usize = size_of::<u64>();
 pub struct Tensors {
     bytes: Bytes,
     header: Metadata,
+    /// Rows and columns of matrices in blocks.
+    blocks: HashMap<String, [usize; 2]>,
     /// Where the tensors begin.
     start: usize,
 }
@@ -47,7 +57,7 @@ pub struct Tensors {
 pub struct Tensor<'a> {
     /// Slowest dimension first: a matrix is `[rows, columns]`.
     pub shape: &'a [usize],
-    /// How its numbers are stored: F32, F16 or BF16.
+    /// How its numbers are stored: F32, F16, BF16 or Q8_0.
     pub format: Format,
     /// Exactly its numbers, little-endian, at no particular alignment.
     pub data: &'a [u8],
@@ -89,8 +99,9 @@ impl Tensors {
         if let Some(info) = infos.values().find(|info| info.shape.len() > RANK_MAX) {
             return Err(Error::Malformed(format!("{} dimensions, more than {RANK_MAX}", info.shape.len())));
         }
+        let blocks = infos.iter().filter_map(|(name, info)| Some((name.clone(), in_blocks(info)?))).collect();
         drop(infos);
-        Ok(Tensors { header, start: PREFIX + len, bytes })
+        Ok(Tensors { header, blocks, start: PREFIX + len, bytes })
     }
 
     /// A text of the metadata, if the file has it.
@@ -136,11 +147,35 @@ impl Tensors {
         self.header.info(name).is_some()
     }
 
+    /// Whether a tensor is stored so.
+    #[must_use]
+    pub fn holds(&self, format: Format) -> bool {
+        self.floats().any(|(_, tensor)| tensor.format == format)
+    }
+
     /// Numbers in all tensors.
     #[must_use]
     pub fn parameters(&self) -> u64 {
-        let sizes = self.header.tensors().into_values().map(|info| info.shape.iter().product::<usize>() as u64);
-        sizes.fold(0, u64::saturating_add)
+        let numbers = |(name, info): (String, &TensorInfo)| {
+            let shape = self.blocks.get(&name).map_or(info.shape.as_slice(), <[usize; 2]>::as_slice);
+            shape.iter().product::<usize>() as u64
+        };
+        self.header.tensors().into_iter().map(numbers).fold(0, u64::saturating_add)
+    }
+
+    /// Every tensor as the file has it, by name, and every text of its metadata.
+    #[must_use]
+    pub fn stored(&self) -> (Vec<Entry<'_>>, BTreeMap<&str, &str>) {
+        let entry = |(name, info): (String, &TensorInfo)| Entry {
+            name,
+            dtype: info.dtype,
+            shape: info.shape.clone(),
+            data: Cow::Borrowed(self.data(info)),
+        };
+        let mut entries: Vec<Entry<'_>> = self.header.tensors().into_iter().map(entry).collect();
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+        let texts = self.header.metadata().iter().flatten().map(|(key, text)| (key.as_str(), text.as_str()));
+        (entries, texts.collect())
     }
 
     /// All tensors of floats with their names, in no order.
@@ -165,10 +200,16 @@ impl Tensors {
             Dtype::F32 => Format::F32,
             Dtype::F16 => Format::F16,
             Dtype::BF16 => Format::BF16,
+            Dtype::U8 if self.blocks.contains_key(name) => Format::Q8_0,
             other => return Err(Error::Unsupported(format!("tensor `{name}` as {other}"))),
         };
+        let shape = self.blocks.get(name).map_or(info.shape.as_slice(), <[usize; 2]>::as_slice);
+        Ok(Tensor { shape, format, data: self.data(info) })
+    }
+
+    fn data(&self, info: &TensorInfo) -> &[u8] {
         let (from, to) = info.data_offsets;
-        Ok(Tensor { shape: &info.shape, format, data: &self.bytes[self.start + from..self.start + to] })
+        &self.bytes[self.start + from..self.start + to]
     }
 
     /// The tensor of this name, which has to have this shape.
@@ -197,10 +238,17 @@ impl Tensors {
     /// # Errors
     /// As [`Tensors::shaped`].
     pub fn numbers(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Error> {
-        let tensor = self.shaped(name, shape)?;
-        let mut numbers = vec![0.0; tensor.data.len() / tensor.format.block_bytes()];
-        dequantise_row(tensor.format, tensor.data, &mut numbers);
-        Ok(numbers)
+        Ok(self.shaped(name, shape)?.numbers())
+    }
+}
+
+impl Tensor<'_> {
+    /// Its numbers, slowest dimension first.
+    #[must_use]
+    pub fn numbers(&self) -> Vec<f32> {
+        let mut numbers = vec![0.0; self.data.len() / self.format.block_bytes() * self.format.block_len()];
+        dequantise_row(self.format, self.data, &mut numbers);
+        numbers
     }
 }
 
@@ -217,6 +265,16 @@ impl std::fmt::Debug for Tensors {
 #[must_use]
 pub fn little_endian(numbers: &[f32]) -> Vec<u8> {
     numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+}
+
+/// Rows and columns of a tensor that is a matrix in blocks.
+fn in_blocks(info: &TensorInfo) -> Option<[usize; 2]> {
+    match (info.dtype, info.shape.as_slice()) {
+        (Dtype::U8, [rows, blocks, bytes]) if *bytes == Format::Q8_0.block_bytes() => {
+            Some([*rows, blocks.saturating_mul(Format::Q8_0.block_len())])
+        }
+        _ => None,
+    }
 }
 
 /// What is wrong, in a line whatever the file's names are.
@@ -286,6 +344,24 @@ mod tests {
         assert_eq!(tensors.numbers("b", &[2]).unwrap(), [half::bf16::from_bits(0x3c3c).to_f32(); 2]);
         assert!(matches!(tensors.tensor("i"), Err(Error::Unsupported(_))));
         assert!(tensors.labels().unwrap().is_empty());
+    }
+
+    #[test]
+    fn blocks_are_a_matrix_of_rounded_numbers() {
+        let entry = |shape: &str| format!(r#"{{"x":{{"dtype":"U8","shape":{shape},"data_offsets":[0,136]}}}}"#);
+        let tensors = Tensors::parse(file(&entry("[2,2,34]"), 136)).unwrap();
+        let number = half::f16::from_bits(0x3c3c).to_f32() * f32::from(0x3c_u8);
+        assert_eq!(tensors.numbers("x", &[2, 64]).unwrap(), [number; 128]);
+        let matrix = tensors.matrix("x", 2, 64).unwrap();
+        assert_eq!((matrix.format, matrix.columns, matrix.data.len()), (Format::Q8_0, 64, 136));
+        assert!(malformed(tensors.matrix("x", 2, 68)) && malformed(tensors.matrix("x", 4, 34)));
+        assert_eq!((tensors.parameters(), tensors.holds(Format::Q8_0), tensors.holds(Format::F32)), (128, true, false));
+        for bytes in ["[136]", "[4,34]", "[2,34,2]", "[1,2,2,34]"] {
+            let tensors = Tensors::parse(file(&entry(bytes), 136)).unwrap();
+            assert!(matches!(tensors.tensor("x"), Err(Error::Unsupported(_))), "{bytes}");
+        }
+        let nothing = r#"{"x":{"dtype":"U8","shape":[0,576460752303423488,34],"data_offsets":[0,0]}}"#;
+        assert_eq!(Tensors::parse(file(nothing, 0)).unwrap().parameters(), 0);
     }
 
     #[test]

@@ -145,7 +145,7 @@ impl Senses {
     }
 }
 
-fn framing(picturing: &Picturing) -> Framing {
+pub(super) fn framing(picturing: &Picturing) -> Framing {
     Framing {
         shorter: picturing.resize,
         crop: picturing.size,

@@ -11,6 +11,7 @@ use crate::backend::{Activations, StepLimits, Weights};
 use crate::model::whisper::Whisper;
 use crate::model::{Bert, BertConfig, Clip, ClipConfig, EfficientNet};
 use crate::needs::Needs;
+use crate::quant::Format;
 use crate::simd::Level;
 use crate::simd::panel::packed_bytes;
 use crate::tensors::{FAMILY, TOKENIZER, Tensor, Tensors};
@@ -123,10 +124,15 @@ pub fn needs(path: &Path, settings: Settings) -> Result<Needs, Error> {
         other => Err(unknown(other)),
     }?;
     match settings.weights {
-        Weights::Stored => Ok(needs),
+        Weights::Stored if !tensors.holds(Format::Q8_0) => Ok(needs),
         // Rounded inputs take less than the inputs themselves; rounded weights never more than the file's.
-        Weights::Int8 => Ok(Needs { workspace: needs.workspace.saturating_mul(2), ..needs }),
+        _ => Ok(Needs { workspace: needs.workspace.saturating_mul(2), ..needs }),
     }
+}
+
+/// That of products, where they are rounded; else that of the tensor which stands for all.
+fn precision(tensors: &Tensors, format: Format) -> &'static str {
+    if tensors.holds(Format::Q8_0) { Format::Q8_0.name() } else { format.name() }
 }
 
 fn unknown(family: &str) -> Error {
@@ -145,7 +151,7 @@ fn bert(tensors: &Tensors, cpu: Cpu) -> Result<Loaded, Error> {
     let info = Info {
         family: "bert".into(),
         parameters: tensors.parameters(),
-        precision: tensors.tensor("embeddings.word_embeddings.weight")?.format.name(),
+        precision: precision(tensors, tensors.tensor("embeddings.word_embeddings.weight")?.format),
         context: Some(config.context),
         width: Some(config.width),
     };
@@ -170,7 +176,7 @@ fn efficientnet(tensors: &Tensors, cpu: Cpu) -> Result<Loaded, Error> {
     let info = Info {
         family: "efficientnet".into(),
         parameters: tensors.parameters(),
-        precision: bias.format.name(),
+        precision: precision(tensors, bias.format),
         context: None,
         width: None,
     };
@@ -205,7 +211,7 @@ fn whisper(tensors: &Tensors, cpu: Cpu) -> Result<Loaded, Error> {
     let info = Info {
         family: "whisper".into(),
         parameters: tensors.parameters(),
-        precision: tensors.tensor(WHISPER_EMBEDDING)?.format.name(),
+        precision: precision(tensors, tensors.tensor(WHISPER_EMBEDDING)?.format),
         context: None,
         width: None,
     };
@@ -230,7 +236,7 @@ fn clip(tensors: &Tensors, cpu: Cpu) -> Result<Loaded, Error> {
     let info = Info {
         family: "clip".into(),
         parameters: tensors.parameters(),
-        precision: tensors.tensor("text_model.embeddings.token_embedding.weight")?.format.name(),
+        precision: precision(tensors, tensors.tensor("text_model.embeddings.token_embedding.weight")?.format),
         context: Some(config.text.positions),
         width: Some(config.projection),
     };

@@ -12,6 +12,7 @@ use crate::backend::{Epilogue, Matrix};
 use crate::encode::{Budget, Cost, Encoder, Input, InputKey, Pixels, Turn};
 use crate::model::affine::{Loader, Norm};
 use crate::model::direction::direction;
+use crate::model::kernel::Kernel;
 use crate::quant::Format;
 use crate::tensors::{Tensors, little_endian};
 
@@ -106,7 +107,8 @@ impl<B: Dense> Text<B> {
     fn load(loader: &mut Loader<'_, B>, config: &TextConfig, room: Room) -> Result<Text<B>, Error> {
         let width = config.tower.width;
         let tower = Tower::load(loader, config.tower.clone(), &TEXT_NAMES, room)?;
-        let words = loader.product("text_model.embeddings.token_embedding", width, config.vocabulary)?;
+        let words = "text_model.embeddings.token_embedding.weight";
+        let words = loader.backend.table(loader.tensors.matrix(words, config.vocabulary, width)?)?;
         let positions = "text_model.embeddings.position_embedding.weight";
         let positions = loader.tensors.numbers(positions, &[config.positions, width])?;
         let positions = loader.backend.upload(&positions, width)?;
@@ -143,19 +145,17 @@ impl<B: Dense> Vision<B> {
         let taps = config.patch * config.patch * CHANNELS;
         let tower = Tower::load(loader, config.tower.clone(), &VISION_NAMES, room)?;
         let shape = [width, CHANNELS, config.patch, config.patch];
-        let kernel = loader.tensors.numbers("vision_model.embeddings.patch_embedding.weight", &shape)?;
-        let kernel = little_endian(&channels_last(&kernel, config.patch * config.patch));
+        let kernel = Kernel::read(loader.tensors, "vision_model.embeddings.patch_embedding.weight", &shape)?;
         let whole = loader.tensors.numbers("vision_model.embeddings.class_embedding", &[width])?;
         let positions = "vision_model.embeddings.position_embedding.weight";
         let positions = loader.tensors.numbers(positions, &[config.rows(), width])?;
-        let pack =
-            |columns, data: &[u8], backend: &mut B| backend.pack(&[Matrix { format: Format::F32, columns, data }]);
+        let whole = Matrix { format: Format::F32, columns: width, data: &little_endian(&whole) };
         let pictures = (room.rows / config.rows()).min(room.inputs);
         let patches = pictures * (config.rows() - 1);
         Ok(Vision {
             tower,
-            patch: pack(taps, &kernel, loader.backend)?,
-            whole: pack(width, &little_endian(&whole), loader.backend)?,
+            patch: loader.backend.pack(&[kernel.matrix()])?,
+            whole: loader.backend.table(whole)?,
             positions: loader.backend.upload(&positions, width)?,
             // The name is misspelt where the model comes from.
             first: loader.norm("vision_model.pre_layrnorm", width)?,
@@ -206,15 +206,6 @@ impl<B: Dense> Vision<B> {
         self.places.clear();
         self.places.extend(rows.filter(keep));
     }
-}
-
-/// (outputs, channels, places) to (outputs, places, channels).
-fn channels_last(kernel: &[f32], places: usize) -> Vec<f32> {
-    let number = |at: usize| {
-        let (output, place, channel) = (at / (places * CHANNELS), at / CHANNELS % places, at % CHANNELS);
-        kernel[(output * CHANNELS + channel) * places + place]
-    };
-    (0..kernel.len()).map(number).collect()
 }
 
 fn mixed() -> Error {

@@ -4,9 +4,12 @@
 //! Pictures are rows (input, y, x) of channels, so that a 1x1 convolution is a product; the others are unfolded (the
 //! stem) or channel by channel. Normalisation by a batch's statistics is folded into the weights at load.
 
+mod fold;
 mod load;
 #[cfg(test)]
 mod tests;
+
+pub(super) use fold::product;
 
 use std::ops::Range;
 use std::sync::Arc;

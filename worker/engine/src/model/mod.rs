@@ -9,6 +9,8 @@ mod direction;
 mod efficientnet;
 #[cfg(test)]
 mod families;
+mod kernel;
+mod rounding;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -21,6 +23,7 @@ pub use clip::{Clip, ClipConfig, contrast};
 pub use config::{Local, ModelConfig, Pairs, Part};
 pub use decoder::{Decoder, Room};
 pub use efficientnet::EfficientNet;
+pub use rounding::{Rounded, Rounding};
 
 use crate::Error;
 use crate::plan::{Plan, Sampled};

@@ -5,11 +5,13 @@ use std::sync::atomic::AtomicU64;
 
 use serde::Deserialize;
 
+use super::fold::{Affine, Folded, fold, normalisation};
 use super::{Block, BlockSlots, Buffers, Depthwise, EfficientNet, GROUP, Network, Pointwise, Stem};
 use crate::Error;
 use crate::backend::Matrix;
 use crate::backend::dense::{Activation, Dense, Padding, Residual, Window};
 use crate::encode::Picturing;
+use crate::model::kernel::MATRIX;
 use crate::quant::Format;
 use crate::tensors::{Tensors, little_endian};
 
@@ -17,6 +19,8 @@ use crate::tensors::{Tensors, little_endian};
 const STEM: usize = 32;
 /// Channels before the classifier.
 const HEAD: usize = 1_280;
+/// The convolution to these.
+const CONV_HEAD: &str = "conv_head";
 /// Classes at most.
 const CLASSES_MAX: usize = 1 << 16;
 /// `efficientnet_lite0`, as timm writes it: `ds_r1_k3_s1_e1_c16`, `ir_r2_k3_s2_e6_c24`, and so on.
@@ -41,16 +45,49 @@ struct Stage {
     channels: usize,
 }
 
+/// What a block's kernels and the normalisations behind them are called.
+struct Names {
+    /// Where it widens.
+    widening: Option<(String, String)>,
+    filter: (String, String),
+    narrowing: (String, String),
+}
+
+impl Stage {
+    fn names(&self, block: &str) -> Names {
+        let pair = |kernel: &str, norm: &str| (format!("{block}.{kernel}"), format!("{block}.{norm}"));
+        match self.expansion {
+            1 => Names { widening: None, filter: pair("conv_dw", "bn1"), narrowing: pair("conv_pw", "bn2") },
+            _ => Names {
+                widening: Some(pair("conv_pw", "bn1")),
+                filter: pair("conv_dw", "bn2"),
+                narrowing: pair("conv_pwl", "bn3"),
+            },
+        }
+    }
+}
+
+/// The normalisation behind the 1x1 convolution whose kernel is called so.
+pub(super) fn behind(kernel: &str) -> Option<String> {
+    let stages = LITE0.iter().enumerate();
+    let blocks = stages.flat_map(|(stage, shape)| {
+        (0..shape.repeats).map(move |repeat| shape.names(&format!("blocks.{stage}.{repeat}")))
+    });
+    let pairs = blocks.flat_map(|Names { widening, narrowing, .. }| widening.into_iter().chain([narrowing]));
+    let mut all = pairs.chain([(CONV_HEAD.to_owned(), "bn2".to_owned())]);
+    all.find(|(name, _)| name == kernel).map(|(_, norm)| norm)
+}
+
 /// What a model file says beside [`Picturing`].
 #[derive(Debug, Deserialize)]
-struct Config {
+pub(super) struct Config {
     architecture: String,
     /// timm's models of its own are padded alike on all sides, those from TensorFlow less at the top and left.
     #[serde(default)]
     padding: PaddingRule,
     /// Added to variances.
     #[serde(default = "epsilon")]
-    epsilon: f32,
+    pub(super) epsilon: f32,
 }
 
 /// As timm: 1e-5 in its own models, 1e-3 in those from TensorFlow.
@@ -122,12 +159,6 @@ struct Loader<'a, B: Dense> {
     config: Config,
 }
 
-/// Scale and shift of a normalisation.
-struct Affine {
-    scale: Vec<f32>,
-    shift: Vec<f32>,
-}
-
 impl<B: Dense> Loader<'_, B> {
     fn network(&mut self, side: usize, classes: usize) -> Result<(Network<B>, Slots), Error> {
         let (stem, mut side) = self.stem(side)?;
@@ -145,13 +176,8 @@ impl<B: Dense> Loader<'_, B> {
             }
         }
         (slots.last, slots.places) = (input, side * side);
-        let head = self.pointwise("conv_head", "bn2", (channels, HEAD), Activation::Relu6)?;
-        let weight = self.tensors.matrix("classifier.weight", classes, HEAD)?;
-        let classifier = Pointwise {
-            weight: self.backend.pack(&[weight])?,
-            bias: self.backend.upload(&self.tensors.numbers("classifier.bias", &[classes])?, classes)?,
-            activation: Activation::None,
-        };
+        let head = self.pointwise(CONV_HEAD, "bn2", (channels, HEAD), Activation::Relu6)?;
+        let classifier = self.product("classifier", (HEAD, classes), Activation::None)?;
         Ok((Network { stem, blocks, head, classifier }, slots))
     }
 
@@ -182,13 +208,9 @@ impl<B: Dense> Loader<'_, B> {
         let wide = channels * stage.expansion;
         let window = self.config.padding.window(side, stage.kernel, stride);
         let after = window.output()?.0;
-        let names: [String; 6] = match stage.expansion {
-            1 => ["", "", "conv_dw", "bn1", "conv_pw", "bn2"],
-            _ => ["conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3"],
-        }
-        .map(|part| format!("{name}.{part}"));
-        let expand = (stage.expansion != 1)
-            .then(|| self.pointwise(&names[0], &names[1], (channels, wide), Activation::Relu6))
+        let Names { widening, filter, narrowing } = stage.names(name);
+        let expand = widening
+            .map(|(kernel, norm)| self.pointwise(&kernel, &norm, (channels, wide), Activation::Relu6))
             .transpose()?;
         let widened = slots.take(wide, side * side);
         let filtered = slots.take(wide, after * after);
@@ -197,8 +219,8 @@ impl<B: Dense> Loader<'_, B> {
         slots.free([input, widened, filtered]);
         Ok(Block {
             expand,
-            filter: self.depthwise(&names[2], &names[3], wide, window)?,
-            project: self.pointwise(&names[4], &names[5], (wide, stage.channels), Activation::None)?,
+            filter: self.depthwise(&filter.0, &filter.1, wide, window)?,
+            project: self.pointwise(&narrowing.0, &narrowing.1, (wide, stage.channels), Activation::None)?,
             residual: if stride == 1 && channels == stage.channels { Residual::Added } else { Residual::None },
             slots: BlockSlots { input, widened, filtered, output },
         })
@@ -211,12 +233,24 @@ impl<B: Dense> Loader<'_, B> {
         (inputs, outputs): (usize, usize),
         activation: Activation,
     ) -> Result<Pointwise<B>, Error> {
-        let mut rows = self.tensors.numbers(&format!("{kernel}.weight"), &[outputs, inputs, 1, 1])?;
-        let Affine { scale, shift } = self.normalisation(norm, outputs)?;
-        for (row, scale) in rows.chunks_exact_mut(inputs).zip(&scale) {
-            row.iter_mut().for_each(|number| *number *= scale);
+        if self.tensors.tensor(&format!("{kernel}.weight"))?.shape.len() == MATRIX {
+            return self.product(kernel, (inputs, outputs), activation);
         }
+        let Folded { rows, shift } = fold(self.tensors, (kernel, norm), (inputs, outputs), self.config.epsilon)?;
         Ok(Pointwise { weight: self.pack(&rows, inputs)?, bias: self.backend.upload(&shift, outputs)?, activation })
+    }
+
+    /// A matrix with a bias of its own.
+    fn product(
+        &mut self,
+        name: &str,
+        (inputs, outputs): (usize, usize),
+        activation: Activation,
+    ) -> Result<Pointwise<B>, Error> {
+        let weight = self.tensors.matrix(&format!("{name}.weight"), outputs, inputs)?;
+        let bias = self.tensors.numbers(&format!("{name}.bias"), &[outputs])?;
+        let (weight, bias) = (self.backend.pack(&[weight])?, self.backend.upload(&bias, outputs)?);
+        Ok(Pointwise { weight, bias, activation })
     }
 
     /// The kernel (channels, 1, y, x) becomes (y * x, channels).
@@ -239,16 +273,7 @@ impl<B: Dense> Loader<'_, B> {
     }
 
     fn normalisation(&self, name: &str, channels: usize) -> Result<Affine, Error> {
-        let part = |part: &str| self.tensors.numbers(&format!("{name}.{part}"), &[channels]);
-        let (weight, bias, mean, variance) =
-            (part("weight")?, part("bias")?, part("running_mean")?, part("running_var")?);
-        let epsilon = f64::from(self.config.epsilon);
-        let scales = weight.iter().zip(&variance);
-        let scale: Vec<f32> = scales
-            .map(|(weight, variance)| (f64::from(*weight) / (f64::from(*variance) + epsilon).sqrt()) as f32)
-            .collect();
-        let shift = bias.iter().zip(&mean).zip(&scale).map(|((bias, mean), scale)| bias - mean * scale).collect();
-        Ok(Affine { scale, shift })
+        normalisation(self.tensors, name, channels, self.config.epsilon)
     }
 
     fn pack(&mut self, rows: &[f32], columns: usize) -> Result<B::Weight, Error> {

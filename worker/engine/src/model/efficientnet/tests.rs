@@ -1,13 +1,14 @@
 //! EfficientNet-Lite with weights of chance: alone and in company, on the processor and on the oracle.
 
 use super::*;
-use crate::backend::StepLimits;
 use crate::backend::cpu::Cpu;
 use crate::backend::scalar::Scalar;
+use crate::backend::{Activations, StepLimits, Weights};
 use crate::encode::Pixels;
 use crate::fixture::tensors_file;
+use crate::model::Rounded;
 use crate::simd::Level;
-use crate::tensors::{CONFIG, Tensors};
+use crate::tensors::{CONFIG, FAMILY, Tensors};
 
 /// Side of the pictures: small, and odd at two of the halvings.
 const SIDE: usize = 40;
@@ -73,7 +74,7 @@ fn model(padding: &str) -> Tensors {
     );
     let tensors: Vec<(&str, &[usize], Vec<f32>)> =
         tensors.iter().map(|(name, shape, numbers)| (name.as_str(), shape.as_slice(), numbers.clone())).collect();
-    Tensors::parse(tensors_file(&[(CONFIG, &config)], &tensors)).unwrap()
+    Tensors::parse(tensors_file(&[(FAMILY, "efficientnet"), (CONFIG, &config)], &tensors)).unwrap()
 }
 
 fn pictures(count: usize) -> Vec<Input> {
@@ -121,6 +122,26 @@ fn the_processor_agrees_with_the_oracle() {
             assert!((ours - theirs).abs() < 1e-4, "{padding}: {ours} and {theirs}");
         }
     }
+}
+
+#[test]
+fn a_file_of_rounded_products_computes_as_those_rounded_at_load() {
+    let (stored, folder) = (model("same"), tempfile::tempdir().unwrap());
+    let path = folder.path().join("x.safetensors");
+    let rounded = Rounded::of(&stored).unwrap();
+    let (products, folded) = (rounded.roundings().len(), rounded.folded());
+    rounded.write(&path).unwrap();
+    let file = Tensors::parse(std::fs::read(path).unwrap()).unwrap();
+    // Each but the classifier has a normalisation of four parts behind it.
+    assert_eq!(folded, 4 * (products - 1));
+    assert!(!file.has("bn2.weight") && file.has("conv_head.bias") && file.has("bn1.weight"));
+    let load = |tensors, weights| {
+        let device = Cpu::new(Level::detect(), 2, LIMITS).with(Activations::default()).holding(weights);
+        encode(&mut EfficientNet::load(tensors, device).unwrap(), &pictures(2))
+    };
+    let at_load = load(&stored, Weights::Int8);
+    assert_eq!(load(&file, Weights::Stored), at_load);
+    assert_ne!(load(&stored, Weights::Stored), at_load);
 }
 
 #[test]

@@ -1,10 +1,9 @@
 //! What both of Whisper's towers are made of: products with a bias, norms, feed-forwards, by their names in the file.
 
 use crate::Error;
-use crate::backend::Matrix;
 use crate::backend::dense::{Activation, Dense};
 use crate::model::affine::{Affine, Loader, Norm};
-use crate::tensors::little_endian;
+use crate::model::kernel::Kernel;
 
 /// As PyTorch's layer norm has it.
 pub(super) const EPSILON: f32 = 1e-5;
@@ -51,16 +50,9 @@ impl<D: Dense> Source<'_, D> {
 
     /// A convolution over three neighbours, as a product of (neighbour, channel).
     pub(super) fn convolution(&mut self, name: &str, outputs: usize, channels: usize) -> Result<Affine<D>, Error> {
-        let numbers = self.loader.tensors.numbers(&format!("{name}.weight"), &[outputs, channels, 3])?;
+        let kernel = Kernel::read(self.loader.tensors, &format!("{name}.weight"), &[outputs, channels, 3])?;
         let bias = self.loader.tensors.numbers(&format!("{name}.bias"), &[outputs])?;
-        let mut turned = Vec::with_capacity(numbers.len());
-        for kernel in numbers.chunks_exact(channels * 3) {
-            for neighbour in 0..3 {
-                turned.extend((0..channels).map(|channel| kernel[channel * 3 + neighbour]));
-            }
-        }
-        let data = little_endian(&turned);
-        self.loader.pack(&[Matrix { format: crate::quant::Format::F32, columns: channels * 3, data: &data }], &bias)
+        self.loader.pack(&[kernel.matrix()], &bias)
     }
 
     pub(super) fn norm(&mut self, name: &str) -> Result<Norm<D>, Error> {
