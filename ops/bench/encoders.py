@@ -56,31 +56,44 @@ def session(graph, count):
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
-def embedder(peer, length, batch):
-    """Embeds the next batch of texts of at most so many tokens, tokenizing included."""
+def embedder(peer):
+    """Makes directions of texts, tokenizing included."""
     import numpy as np
-    import onnx_models
-    from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_str(onnx_models.Graph(MINILM).metadata["tokenizer"])
+    tokenizer = tokens()
     tokenizer.enable_padding()
     tokenizer.enable_truncation(256)
 
-    def text(words, n):
-        return " ".join([str(n % 10)] + [WORDS[(n + word) % len(WORDS)] for word in range(words)])
-
-    def fits(words):
-        return sum(tokenizer.encode(text(words, 0)).attention_mask) <= length
-
-    words = next(words for words in range(length, 0, -1) if fits(words))
-    texts = [text(words, n) for n in range(128)]
-
-    def run(done):
-        encoded = tokenizer.encode_batch([texts[(done + n) % 128] for n in range(batch)])
+    def embed(texts):
+        encoded = tokenizer.encode_batch(texts)
         feed = {"ids": [one.ids for one in encoded], "mask": [one.attention_mask for one in encoded]}
         return peer.run(None, {name: np.array(rows, dtype=np.int64) for name, rows in feed.items()})[0]
 
-    return run
+    return embed
+
+
+def tokens():
+    import onnx_models
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_str(onnx_models.Graph(MINILM).metadata["tokenizer"])
+
+
+def fitting(length, text):
+    """The most words with which a text has at most so many tokens."""
+    tokenizer = tokens()
+    return next(words for words in range(length, 0, -1) if sum(tokenizer.encode(text(words)).attention_mask) <= length)
+
+
+def text(words, n):
+    return " ".join([str(n % 10)] + [WORDS[(n + word) % len(WORDS)] for word in range(words)])
+
+
+def batches(peer, length, batch):
+    """Embeds the next batch of texts of at most so many tokens."""
+    embed, words = embedder(peer), fitting(length, lambda words: text(words, 0))
+    texts = [text(words, n) for n in range(128)]
+    return lambda done: embed([texts[(done + n) % 128] for n in range(batch)])
 
 
 def classifier(peer, batch):
@@ -95,7 +108,7 @@ def main():
     kind, graph, count, batch, *rest = sys.argv[1:]
     os.environ.update(OMP_NUM_THREADS=count, TOKENIZERS_PARALLELISM="false")
     peer, batch = session(graph, int(count)), int(batch)
-    run = classifier(peer, batch) if kind == "pictures" else embedder(peer, int(rest[0]), batch)
+    run = classifier(peer, batch) if kind == "pictures" else batches(peer, int(rest[0]), batch)
     run(0)
     begun, done = time.perf_counter(), 0
     while time.perf_counter() - begun < SECONDS:

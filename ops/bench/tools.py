@@ -7,6 +7,7 @@ import sys
 HOME = os.path.abspath(".flotilla/peers/tools")
 BUILDERS = ["cmake==3.31.6", "ninja==1.11.1.4"]
 ENCODERS = ["onnxruntime==1.32.0", "onnx==1.23.2", "numpy==2.4.6", "safetensors==0.8.0", "tokenizers==0.23.3"]
+SPEECH = ["faster-whisper==1.2.1", "ctranslate2==4.8.5"]
 CLIENTS = "tests/clients/requirements.txt"
 
 
@@ -18,11 +19,12 @@ def enter(script):
     if not is_complete(python):
         print("fetching what the comparison needs", file=sys.stderr)
         subprocess.run([sys.executable, "-m", "venv", HOME], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", CLIENTS, *BUILDERS, *ENCODERS], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", CLIENTS, *BUILDERS, *ENCODERS, *SPEECH], check=True)
     os.execv(python, [python, script, *sys.argv[1:]])
 
 
 def is_complete(python):
     if not os.path.exists(python):
         return False
-    return subprocess.run([python, "-c", "import nats, cmake, ninja, onnxruntime, onnx, safetensors, tokenizers"], stderr=subprocess.DEVNULL).returncode == 0
+    modules = "nats, cmake, ninja, onnxruntime, onnx, safetensors, tokenizers, faster_whisper"
+    return subprocess.run([python, "-c", f"import {modules}"], stderr=subprocess.DEVNULL).returncode == 0

@@ -214,7 +214,7 @@ fn number<T: std::str::FromStr>(text: &str) -> Result<T> {
 }
 
 /// The refusal of an error reply; where its body cannot be read, what the header says.
-fn refusal(service_error: &str, body: &[u8]) -> Refusal {
+pub(crate) fn refusal(service_error: &str, body: &[u8]) -> Refusal {
     match serde_json::from_slice::<ErrorBody>(body) {
         Ok(ErrorBody { error }) => {
             Refusal { code: error.code, message: error.message, retry_after_ms: error.retry_after_ms }

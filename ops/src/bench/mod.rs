@@ -1,6 +1,7 @@
 //! `flotilla bench`: closed-loop clients at the interactive door, each asking again as soon as its answer is whole.
 
 mod cache;
+mod whole;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ use serde::Serialize;
 use crate::client::{self, Answers, Collected, Heard, Input, Question};
 use crate::fleet;
 use crate::table::table;
+use whole::Whole;
 
 /// Longest time that is told apart; anything longer counts as this.
 const MICROSECONDS_MAX: u64 = 600_000_000;
@@ -48,6 +50,12 @@ pub(crate) struct Bench {
     /// Model, if not the fleet's own choice.
     #[arg(long, short, env = "FLOTILLA_MODEL")]
     model: Option<String>,
+    /// Ask this subject for whole answers, with the prompt as it stands and nothing around it, so with the cache where one is.
+    #[arg(long, env = "FLOTILLA_WHOLE", value_name = "SUBJECT", conflicts_with = "cache")]
+    whole: Option<String>,
+    /// What becomes of such a prompt, if not what the fleet takes it for.
+    #[arg(long, env = "FLOTILLA_TASK", requires = "whole")]
+    task: Option<String>,
     /// Also ask fifty questions twice, and compare the cache's hits with misses.
     #[arg(long, env = "FLOTILLA_BENCH_CACHE")]
     cache: bool,
@@ -76,6 +84,13 @@ struct Percentiles {
     p50: f64,
     p99: f64,
     max: f64,
+}
+
+/// What every client asks, again and again.
+#[derive(Clone, Debug)]
+enum Asked {
+    Streamed(Box<Question>),
+    Whole(Whole),
 }
 
 #[derive(Serialize)]
@@ -148,12 +163,12 @@ impl Bench {
     /// Runs each number of clients, then prints.
     pub(crate) async fn run(self, url: &str) -> Result<()> {
         let client = fleet::connect(url).await?;
-        let question = self.question();
+        let (question, asked) = (self.question(), self.asked());
         // The first answer warms what is cold, and shows a fleet that cannot answer before the clock runs.
-        one(&client, &question, &mut Tally::new()).await.context("the fleet does not answer the first request")?;
-        let mut runs = Vec::new();
+        asked.once(&client, 0, &mut Tally::new()).await.context("the fleet does not answer the first request")?;
+        let (number, mut runs) = (Arc::new(AtomicU64::new(1)), Vec::new());
         for &clients in &self.clients {
-            runs.push(self.level(url, &question, clients).await?);
+            runs.push(self.level(url, (&asked, &number), clients).await?);
         }
         let cache = if self.cache { Some(cache::measure(&client, &question).await?) } else { None };
         let server = client.server_info().version;
@@ -191,7 +206,12 @@ impl Bench {
         }
     }
 
-    async fn level(&self, url: &str, question: &Question, clients: u16) -> Result<Run> {
+    fn asked(&self) -> Asked {
+        let Some(subject) = self.whole.clone() else { return Asked::Streamed(Box::new(self.question())) };
+        Asked::Whole(Whole { subject, task: self.task.clone(), prompt: self.prompt.clone() })
+    }
+
+    async fn level(&self, url: &str, asked: (&Asked, &Arc<AtomicU64>), clients: u16) -> Result<Run> {
         let bar = ProgressBar::new_spinner();
         bar.set_style(ProgressStyle::with_template("  {spinner} {msg} {elapsed}").expect("a fixed template"));
         bar.set_message(format!("{clients} client(s), {} s", self.seconds));
@@ -199,13 +219,16 @@ impl Bench {
         if bar.is_hidden() {
             eprintln!("  {clients} client(s), {} s", self.seconds);
         }
+        let mut connected = Vec::new();
+        for _ in 0..clients {
+            connected.push(fleet::connect(url).await?);
+        }
         let start = Instant::now();
         let until = start + Duration::from_secs(self.seconds);
-        let number = Arc::new(AtomicU64::new(1));
+        let (asked, number) = asked;
         let mut running = tokio::task::JoinSet::new();
-        for _ in 0..clients {
-            let client = fleet::connect(url).await?;
-            running.spawn(closed_loop(client, question.clone(), Arc::clone(&number), until));
+        for client in connected {
+            running.spawn(closed_loop(client, asked.clone(), Arc::clone(number), until));
         }
         let mut all = Tally::new();
         while let Some(tally) = running.join_next().await {
@@ -216,11 +239,11 @@ impl Bench {
     }
 }
 
-async fn closed_loop(client: Client, question: Question, number: Arc<AtomicU64>, until: Instant) -> Tally {
+async fn closed_loop(client: Client, asked: Asked, number: Arc<AtomicU64>, until: Instant) -> Tally {
     let mut tally = Tally::new();
     while Instant::now() < until {
-        let question = numbered(&question, number.fetch_add(1, Ordering::Relaxed));
-        if let Err(error) = one(&client, &question, &mut tally).await {
+        let number = number.fetch_add(1, Ordering::Relaxed);
+        if let Err(error) = asked.once(&client, number, &mut tally).await {
             let refusal = error.downcast_ref::<Refusal>();
             let name = refusal.map_or("broken", |refusal| refusal.code.as_str());
             *tally.failed.entry(name.to_owned()).or_default() += 1;
@@ -231,13 +254,31 @@ async fn closed_loop(client: Client, question: Question, number: Arc<AtomicU64>,
     tally
 }
 
-/// The question with its number in it.
+impl Asked {
+    /// One question, with its number in it.
+    async fn once(&self, client: &Client, number: u64, tally: &mut Tally) -> Result<()> {
+        match self {
+            Asked::Streamed(question) => one(client, &numbered(question, number), tally).await,
+            Asked::Whole(whole) => {
+                let took = whole.ask(client, with_number(&whole.prompt, number)).await?;
+                record(&mut tally.answer, took);
+                tally.requests += 1;
+                Ok(())
+            }
+        }
+    }
+}
+
 fn numbered(question: &Question, number: u64) -> Question {
     let input = match &question.input {
-        Input::Text(text) => Input::Text(text.replace("{i}", &number.to_string())),
+        Input::Text(text) => Input::Text(with_number(text, number)),
         other => other.clone(),
     };
     Question { input, ..question.clone() }
+}
+
+fn with_number(prompt: &str, number: u64) -> String {
+    prompt.replace("{i}", &number.to_string())
 }
 
 async fn one(client: &Client, question: &Question, tally: &mut Tally) -> Result<()> {
