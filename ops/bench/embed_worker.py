@@ -30,7 +30,7 @@ async def work(url, subject, embed):
 def main():
     url, subject, graph, count = sys.argv[1:]
     os.environ.update(OMP_NUM_THREADS=count, TOKENIZERS_PARALLELISM="false")
-    embed = encoders.embedder(encoders.session(graph, int(count)))
+    embed = encoders.embedder(encoders.by_onnxruntime(graph, int(count)))
     embed(["warm"])
     asyncio.run(work(url, subject, embed))
 

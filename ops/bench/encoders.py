@@ -1,7 +1,8 @@
-"""The peer of encoders: onnxruntime, over graphs made of the fleet's own model files. As a program, one measurement.
+"""The peers of encoders: onnxruntime and OpenVINO, over graphs made of the fleet's own model files. As a program, one measurement.
 
-usage: encoders.py embed|embed-int8|pictures GRAPH THREADS BATCH [LENGTH TOKENIZER]"""
+usage: encoders.py onnxruntime|openvino|openvino-split embed|embed-int8|pictures GRAPH THREADS BATCH [LENGTH]"""
 
+import math
 import os
 import subprocess
 import sys
@@ -37,26 +38,76 @@ def prepare(count):
 class Onnx:
     """One row: inputs a second, in batches of so many."""
 
-    variants = ("onnxruntime",)
-
     def __init__(self, kind, batch, length=0):
         self.kind, self.batch, self.length = kind, batch, length
+        openvino = ("openvino", "openvino-split") if batch > 1 else ("openvino",)
+        # The graph with weights of a byte is one that onnxruntime made for itself.
+        self.variants = ("onnxruntime", *(openvino if kind != "embed-int8" else ()))
 
-    def run(self, _):
-        command = [sys.executable, __file__, self.kind, GRAPHS[self.kind], str(threads), str(self.batch)]
+    def run(self, runtime):
+        command = [sys.executable, __file__, runtime, self.kind, GRAPHS[self.kind], str(threads), str(self.batch)]
         command += [str(self.length)] if self.length else []
         return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
-def session(graph, count):
+def by_onnxruntime(graph, count):
+    """What computes the outputs of a graph from its inputs by name."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = count
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    return lambda feed: session.run(None, feed)[0]
 
 
-def embedder(peer):
+def by_openvino(graph, count):
+    """The same, all threads together at one batch."""
+    return fixed(graph, count, 1)
+
+
+def by_openvino_split(graph, count):
+    """The same, in parts at once: as many as divide both batch and threads."""
+    return fixed(graph, count, count)
+
+
+def fixed(graph, count, streams):
+    """By OpenVINO, for inputs that all have the shapes of the first, in at most so many parts."""
+    import numpy as np
+
+    requests = []
+
+    def infer(feed):
+        parts = math.gcd(len(next(iter(feed.values()))), streams)
+        pieces = [dict(zip(feed, piece)) for piece in zip(*(np.split(rows, parts) for rows in feed.values()))]
+        if not requests:
+            requests.extend(compiled(graph, count, pieces))
+        for request, piece in zip(requests, pieces):
+            request.start_async(piece, share_inputs=True)
+        for request in requests:
+            request.wait()
+        return np.concatenate([request.get_output_tensor().data for request in requests])
+
+    return infer
+
+
+def compiled(graph, count, pieces):
+    """A request of OpenVINO for each piece; it would compute in bf16 where the processor can, were f32 not asked for."""
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(graph)
+    model.reshape({name: rows.shape for name, rows in pieces[0].items()})
+    hint = "LATENCY" if len(pieces) == 1 else "THROUGHPUT"
+    settings = {"PERFORMANCE_HINT": hint, "NUM_STREAMS": len(pieces), "INFERENCE_NUM_THREADS": count}
+    network = core.compile_model(model, "CPU", {**settings, "INFERENCE_PRECISION_HINT": "f32"})
+    return [network.create_infer_request() for _ in pieces]
+
+
+# Which of OpenVINO's two is the faster one depends on batch and machine.
+RUNTIMES = {"onnxruntime": by_onnxruntime, "openvino": by_openvino, "openvino-split": by_openvino_split}
+
+
+def embedder(infer):
     """Makes directions of texts, tokenizing included."""
     import numpy as np
 
@@ -67,7 +118,7 @@ def embedder(peer):
     def embed(texts):
         encoded = tokenizer.encode_batch(texts)
         feed = {"ids": [one.ids for one in encoded], "mask": [one.attention_mask for one in encoded]}
-        return peer.run(None, {name: np.array(rows, dtype=np.int64) for name, rows in feed.items()})[0]
+        return infer({name: np.array(rows, dtype=np.int64) for name, rows in feed.items()})
 
     return embed
 
@@ -82,6 +133,7 @@ def tokens():
 def fitting(length, text):
     """The most words with which a text has at most so many tokens."""
     tokenizer = tokens()
+    tokenizer.no_truncation()
     return next(words for words in range(length, 0, -1) if sum(tokenizer.encode(text(words)).attention_mask) <= length)
 
 
@@ -89,26 +141,26 @@ def text(words, n):
     return " ".join([str(n % 10)] + [WORDS[(n + word) % len(WORDS)] for word in range(words)])
 
 
-def batches(peer, length, batch):
+def batches(infer, length, batch):
     """Embeds the next batch of texts of at most so many tokens."""
-    embed, words = embedder(peer), fitting(length, lambda words: text(words, 0))
+    embed, words = embedder(infer), fitting(length, lambda words: text(words, 0))
     texts = [text(words, n) for n in range(128)]
     return lambda done: embed([texts[(done + n) % 128] for n in range(batch)])
 
 
-def classifier(peer, batch):
+def classifier(infer, batch):
     """Classifies a batch of pictures that are decoded already."""
     import numpy as np
 
     pixels = np.random.default_rng(1).random((batch, 3, 224, 224), dtype=np.float32)
-    return lambda _: peer.run(None, {"x": pixels})[0]
+    return lambda _: infer({"x": pixels})
 
 
 def main():
-    kind, graph, count, batch, *rest = sys.argv[1:]
+    runtime, kind, graph, count, batch, *rest = sys.argv[1:]
     os.environ.update(OMP_NUM_THREADS=count, TOKENIZERS_PARALLELISM="false")
-    peer, batch = session(graph, int(count)), int(batch)
-    run = classifier(peer, batch) if kind == "pictures" else batches(peer, int(rest[0]), batch)
+    infer, batch = RUNTIMES[runtime](graph, int(count)), int(batch)
+    run = classifier(infer, batch) if kind == "pictures" else batches(infer, int(rest[0]), batch)
     run(0)
     begun, done = time.perf_counter(), 0
     while time.perf_counter() - begun < SECONDS:

@@ -6,7 +6,8 @@ import sys
 
 HOME = os.path.abspath(".flotilla/peers/tools")
 BUILDERS = ["cmake==3.31.6", "ninja==1.11.1.4"]
-ENCODERS = ["onnxruntime==1.32.0", "onnx==1.23.2", "numpy==2.4.6", "safetensors==0.8.0", "tokenizers==0.23.3"]
+RUNTIMES = ["onnxruntime==1.32.0", "openvino==2026.4.1"]
+ENCODERS = [*RUNTIMES, "onnx==1.23.2", "numpy==2.4.6", "safetensors==0.8.0", "tokenizers==0.23.3"]
 SPEECH = ["faster-whisper==1.2.1", "ctranslate2==4.8.5"]
 CLIENTS = "tests/clients/requirements.txt"
 
@@ -26,5 +27,5 @@ def enter(script):
 def is_complete(python):
     if not os.path.exists(python):
         return False
-    modules = "nats, cmake, ninja, onnxruntime, onnx, safetensors, tokenizers, faster_whisper"
+    modules = "nats, cmake, ninja, onnxruntime, openvino, onnx, safetensors, tokenizers, faster_whisper"
     return subprocess.run([python, "-c", f"import {modules}"], stderr=subprocess.DEVNULL).returncode == 0
