@@ -77,6 +77,9 @@ pub enum Activations {
     /// of one.
     #[default]
     Mixed,
+    /// The same with a second byte in the few places that are far louder than the rest: for models of which the rounding
+    /// of weights costs more.
+    Sparse,
     /// Rounded to a signed byte under a scale for each 32, as llama.cpp does.
     Int8,
 }
@@ -88,6 +91,7 @@ impl Activations {
             Activations::F32 => None,
             Activations::Int16 => Some(Planes::Two),
             Activations::Mixed => Some(Planes::Loud),
+            Activations::Sparse => Some(Planes::Loudest),
             Activations::Int8 => Some(Planes::One),
         }
     }

@@ -160,7 +160,7 @@ fn products_of_integers_have_the_same_bits_at_every_level_and_in_any_company() {
         let data = noise.matrix(format, rows, columns);
         let parts = [Matrix { format, columns, data: &data }];
         let x = noise.numbers(tokens * columns);
-        for activations in [Activations::Int8, Activations::Mixed, Activations::Int16] {
+        for activations in [Activations::Int8, Activations::Sparse, Activations::Mixed, Activations::Int16] {
             let of = |level, threads, x: &[f32]| {
                 linear(&mut Cpu::new(level, threads, LIMITS).with(activations), (x, columns), &parts, None)
             };

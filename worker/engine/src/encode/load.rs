@@ -19,6 +19,8 @@ use crate::text::TextEncoder;
 
 /// Tokens of a batch: beyond these the processor gains nothing, and whoever comes next waits longer.
 const BATCH_TOKENS: usize = 1024;
+/// Tokens of a batch of sentences for each thread: what they compute stays in its cache from layer to layer.
+const THREAD_TOKENS: usize = 128;
 /// Texts of a batch.
 const BATCH_TEXTS: usize = 256;
 /// How long a text waits for those that came with the last one: far less than a batch computes.
@@ -101,7 +103,7 @@ pub fn load_at(path: &Path, settings: Settings, level: Level) -> Result<Loaded, 
     let cpu = |limits| Cpu::new(level, settings.threads, limits).with(Activations::default()).holding(settings.weights);
     let nothing = StepLimits { rows: 0, outputs: 0, blocks: 0 };
     match tensors.text(FAMILY)? {
-        "bert" => bert(&tensors, cpu(nothing)),
+        "bert" => bert(&tensors, settings.threads, cpu(nothing).with(Activations::Sparse)),
         "efficientnet" => efficientnet(&tensors, cpu(nothing)),
         // Its decoder works a row for each window of a batch.
         "whisper" => whisper(&tensors, cpu(StepLimits { rows: 1, outputs: 1, blocks: 1 })),
@@ -117,7 +119,7 @@ pub fn load_at(path: &Path, settings: Settings, level: Level) -> Result<Loaded, 
 pub fn needs(path: &Path, settings: Settings) -> Result<Needs, Error> {
     let tensors = Tensors::open(path)?;
     let needs = match tensors.text(FAMILY)? {
-        "bert" => bert_needs(&tensors),
+        "bert" => bert_needs(&tensors, settings.threads),
         "efficientnet" => efficientnet_needs(&tensors),
         "whisper" => whisper_needs(&tensors),
         "clip" => clip_needs(&tensors),
@@ -139,8 +141,13 @@ fn unknown(family: &str) -> Error {
     Error::Unsupported(format!("encoders of family `{family}`"))
 }
 
-fn bert(tensors: &Tensors, cpu: Cpu) -> Result<Loaded, Error> {
-    let budget = Budget { units: BATCH_TOKENS, inputs: BATCH_TEXTS, max_wait: MAX_WAIT };
+/// Tokens of a batch of sentences.
+fn sentence_tokens(threads: usize) -> usize {
+    threads.saturating_mul(THREAD_TOKENS).min(BATCH_TOKENS)
+}
+
+fn bert(tensors: &Tensors, threads: usize, cpu: Cpu) -> Result<Loaded, Error> {
+    let budget = Budget { units: sentence_tokens(threads), inputs: BATCH_TEXTS, max_wait: MAX_WAIT };
     let encoder = Bert::load(tensors, budget, cpu)?;
     let config = encoder.config();
     let tokens = TextEncoder::parse(tensors.text(TOKENIZER)?)?;
@@ -158,9 +165,9 @@ fn bert(tensors: &Tensors, cpu: Cpu) -> Result<Loaded, Error> {
     Ok(Loaded { encoder: Box::new(encoder), tokens: Some(Arc::new(tokens)), labels: Vec::new(), info })
 }
 
-fn bert_needs(tensors: &Tensors) -> Result<Needs, Error> {
+fn bert_needs(tensors: &Tensors, threads: usize) -> Result<Needs, Error> {
     let config = BertConfig::read(tensors)?;
-    let tokens = BATCH_TOKENS.max(config.context);
+    let tokens = sentence_tokens(threads).max(config.context);
     let activations = tokens.saturating_mul(config.row()).saturating_add(BATCH_TEXTS * config.width);
     let tokenizer = config.vocabulary.saturating_mul(VOCABULARY_TOKEN);
     let workspace = activations.saturating_mul(size_of::<f32>()).saturating_add(tokenizer);

@@ -28,6 +28,8 @@ pub enum Planes {
     One,
     /// Those whose greatest number is above the row's mean of such, by squares: what rounding costs lies in them.
     Loud,
+    /// Only those far above it.
+    Loudest,
     /// All.
     Two,
 }
@@ -38,7 +40,18 @@ impl Planes {
     pub const fn count(self) -> usize {
         match self {
             Planes::One => 1,
-            Planes::Loud | Planes::Two => 2,
+            Planes::Loud | Planes::Loudest | Planes::Two => 2,
+        }
+    }
+}
+
+impl Planes {
+    /// From how many means of its row on a block has lower bytes; none where that does not decide.
+    const fn bound(self) -> Option<f32> {
+        match self {
+            Planes::Loud => Some(1.0),
+            Planes::Loudest => Some(LOUDEST),
+            Planes::One | Planes::Two => None,
         }
     }
 }
@@ -58,6 +71,9 @@ pub fn digitise(level: Level, x: &[f32], planes: Planes, out: &mut [Digits]) {
     unsafe { level.run(Digitise { x: x.as_ptr(), planes, out }) };
 }
 
+/// What is loudest, in means of a row. Of 1171 texts of all-MiniLM-L6-v2 with weights of a byte the least cosine is
+/// 0.99906 with it and 0.99930 with the mean itself, the median 0.99978 and 0.99982; the mean takes a fifth longer.
+const LOUDEST: f32 = 3.0;
 /// A block without greater numbers counts as zeros: the inverse of its scale would be none.
 const LEAST: f32 = 1e-30;
 /// The greatest number of one byte, and of two of which neither is beyond it.
@@ -75,22 +91,23 @@ impl Kernel for Digitise<'_> {
     #[inline(always)]
     unsafe fn run<V: Lanes>(self) {
         let mut loud = 0.0;
+        let bound = self.planes.bound();
         // SAFETY: `x` holds a block for every chunk of `out`.
         unsafe {
-            if self.planes == Planes::Loud {
+            if let Some(bound) = bound {
                 for (block, planes) in self.out.chunks_exact_mut(2).enumerate() {
                     let size = greatest::<V>(load::<V>(self.x, block));
                     planes[0].scale = size;
                     loud += size * size;
                 }
-                loud /= (self.out.len() / 2) as f32;
+                loud *= bound / (self.out.len() / 2) as f32;
             }
             for (block, planes) in self.out.chunks_exact_mut(self.planes.count()).enumerate() {
                 let x = load::<V>(self.x, block);
                 match planes {
                     [only] => only.write::<V>(numbers::<V>(x, greatest::<V>(x), GREATEST[0]), [0; 2]),
                     [upper, lower] => {
-                        let size = if self.planes == Planes::Loud { upper.scale } else { greatest::<V>(x) };
+                        let size = if bound.is_some() { upper.scale } else { greatest::<V>(x) };
                         pair::<V>((x, size), size * size >= loud, (upper, lower));
                     }
                     _ => unreachable!("one plane or two"),
@@ -230,5 +247,18 @@ mod tests {
             digitise(level, &x, Planes::Loud, &mut other);
             assert_eq!(first, other, "{}", level.name());
         }
+    }
+
+    #[test]
+    fn the_loudest_blocks_are_fewer() {
+        // Squares 1, 25, 1, 100 and four more of 1: the mean is 16.
+        let sizes = [1.0, 5.0, 1.0, 10.0, 1.0, 1.0, 1.0, 1.0];
+        let x: Vec<f32> = sizes.iter().flat_map(|size| [*size; BLOCK]).collect();
+        let loud = |planes| {
+            let mut digits = [Digits::ZERO; 16];
+            digitise(Level::Scalar, &x, planes, &mut digits);
+            (0..8).filter(|block| digits[2 * block].more).collect::<Vec<_>>()
+        };
+        assert_eq!((loud(Planes::Loud), loud(Planes::Loudest)), (vec![1, 3], vec![3]));
     }
 }
