@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use protocol::job::{Job, PLAIN_VERSION, Turn};
+use protocol::job::{Job, Origin, PLAIN_VERSION, Turn};
 use protocol::record::{IdRecord, Record};
 use protocol::request::{Params, Part, Request, Task, TranscriptFormat};
 use protocol::token::{ModelRef, SessionId, Token};
@@ -58,10 +58,11 @@ fn meaning(request: &Request) -> String {
 /// The job that a request becomes.
 #[must_use]
 pub fn job(incoming: &Incoming, request: Request, terms: &Terms, lane: &Lane) -> Job {
-    let id = request.id.unwrap_or_else(|| match &incoming.door {
-        Door::Infer => door_id(),
-        Door::Submit(Stored { sequence, .. }) => Token::ingress(*sequence),
-    });
+    let (id, origin) = match (request.id, &incoming.door) {
+        (Some(id), _) => (id, Origin::Claimed),
+        (None, Door::Infer) => (door_id(), Origin::Door),
+        (None, Door::Submit(Stored { sequence, .. })) => (Token::ingress(*sequence), Origin::Claimed),
+    };
     let deadline_ms = u64::try_from(terms.deadline.as_millis()).unwrap_or(u64::MAX);
     Job {
         version: PLAIN_VERSION,
@@ -82,6 +83,7 @@ pub fn job(incoming: &Incoming, request: Request, terms: &Terms, lane: &Lane) ->
         cache_key: None,
         traceparent: Some(incoming.trace.to_string()),
         steps: None,
+        origin,
     }
 }
 
@@ -167,16 +169,13 @@ pub struct Claim {
 
 /// Claims the id for what the request means. Ends here where the job has ended.
 #[tracing::instrument(level = "debug", skip_all)]
-pub async fn claim(dispatcher: &Dispatcher, door: Door, job: &Job, identity: &Identity) -> Result<Claim, Stop> {
-    let Identity::Claimed(meaning) = identity else {
-        return Ok(Claim { asker: Asker::First, waiter: None });
-    };
+pub async fn claim(dispatcher: &Dispatcher, door: Door, job: &Job, meaning: &str) -> Result<Claim, Stop> {
     let (bus, tenant) = (&dispatcher.bus, &job.tenant);
     let ingress = match door {
         Door::Infer => None,
         Door::Submit(stored) => Some(stored.sequence),
     };
-    let id = IdRecord { body: meaning.clone(), deadline_ms: job.deadline_ms, ingress };
+    let id = IdRecord { body: meaning.to_owned(), deadline_ms: job.deadline_ms, ingress };
     // Interest comes before the look for a record: what is stored between would be missed.
     let waiter = dispatcher.done.wait(tenant, &job.id).map_err(|error| failed(&error))?;
     let asker = match records::claim_id(bus, tenant, &job.id, &id).await.map_err(|error| failed(&error))? {

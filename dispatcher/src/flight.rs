@@ -1,9 +1,9 @@
 //! The response cache, and one computation at a time for each key over the whole fleet.
 //!
-//! Who takes the lease leads: its job is computed and its lease renewed until the job ends. Who finds it taken follows:
-//! waits for the leader's record, or for the lease to lapse. A leader's failure or cancel is never a follower's.
+//! Who takes the lease leads: its job is computed and its lease kept until the job ends, see [`crate::leases`]. Who finds
+//! it taken follows: waits for the leader's record, or for the lease to lapse. A leader's failure or cancel is never a
+//! follower's.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::answer::{Answer, CacheOutcome};
@@ -12,21 +12,19 @@ use protocol::record::{End, Record};
 use protocol::request::{CachePolicy, Priority, Request};
 use protocol::token::Token;
 use protocol::{Refusal, WIRE_VERSION};
-use runtime::bus::Arrival;
-use runtime::cache::{KeyParts, Lease, cache_key};
+use runtime::cache::{Found, KeyParts, Lease, cache_key};
 use runtime::clock;
 use runtime::config::ModelEntry;
-use runtime::records::{self, Stored, Waiter};
+use runtime::records::{self, Stored};
 
 use crate::admit;
 use crate::fleet::check_workers;
 use crate::ingress::Incoming;
+use crate::leases::Lead;
 use crate::metrics::{self, CacheResult, During, Outcome};
 use crate::pipelines::{Plan, Planned};
 use crate::state::{Dispatcher, Stop, failed};
 
-/// How often a leader renews its lease of 10 s.
-const RENEW: Duration = Duration::from_secs(3);
 /// How often a follower looks whether the lease has lapsed.
 const LOOK: Duration = Duration::from_secs(2);
 /// Followers of a failed leader come back after this and as much again at most, not in step.
@@ -37,31 +35,12 @@ pub enum Entry {
     /// The answer is known.
     Hit(Box<Answer>),
     /// It has to be computed; with a lease where others may wait for it.
-    Lead(Option<Box<Lead>>),
-}
-
-/// The right to compute, given up on drop until [`Lead::published`].
-pub struct Lead {
-    lease: Option<Held>,
-    dispatcher: Arc<Dispatcher>,
-}
-
-struct Held {
-    /// Name of the lease.
-    name: String,
-    job: Token,
-    /// Registered before the job is published.
-    end: Waiter,
+    Lead(Option<Lead>),
 }
 
 /// Asks the cache, and follows whoever computes the same. Sets the job's key.
 #[tracing::instrument(level = "debug", name = "cache", skip_all)]
-pub async fn enter(
-    dispatcher: &Arc<Dispatcher>,
-    incoming: &mut Incoming,
-    job: &mut Job,
-    ask: &Ask,
-) -> Result<Entry, Stop> {
+pub async fn enter(dispatcher: &Dispatcher, incoming: &mut Incoming, job: &mut Job, ask: &Ask) -> Result<Entry, Stop> {
     let Some(key) = ask.key(job) else {
         return Ok(Entry::Lead(None));
     };
@@ -81,7 +60,7 @@ pub async fn enter(
             }
             Look::Taken(leader) => {
                 check_workers(&dispatcher.fleet, incoming.door, &job.model)?;
-                match follow(dispatcher, incoming, job, &leader).await? {
+                match Box::pin(follow(dispatcher, incoming, job, &leader)).await? {
                     Followed::Answer(answer) => {
                         metrics::cache(CacheResult::Shared);
                         return Ok(Entry::Hit(answer));
@@ -96,31 +75,20 @@ pub async fn enter(
 
 enum Look {
     Hit(Box<Answer>),
-    Lead(Option<Box<Lead>>),
+    Lead(Option<Lead>),
     Taken(Token),
 }
 
 /// One look at the cache. Where it is away, nothing is cached and everybody computes.
-async fn look(dispatcher: &Arc<Dispatcher>, key: &str, job: &Job) -> Look {
-    match dispatcher.responses.get(key).await {
-        Ok(Some(answer)) => return Look::Hit(Box::new(answer)),
-        Ok(None) => {}
-        Err(error) => {
-            tracing::debug!(%error, "the cache is away");
-            return Look::Lead(None);
-        }
-    }
-    // Without interest in its own end a leader could not give the lease up, so it takes none.
-    let Ok(end) = dispatcher.done.wait(&job.tenant, &job.id) else {
-        return Look::Lead(None);
-    };
+async fn look(dispatcher: &Dispatcher, key: &str, job: &Job) -> Look {
     let name = lease_name(key, job.priority);
-    match dispatcher.responses.lease(&name, &job.id).await {
-        Ok(Lease::Taken) => {
-            let lease = Some(Held { name, job: job.id.clone(), end });
-            Look::Lead(Some(Box::new(Lead { lease, dispatcher: Arc::clone(dispatcher) })))
+    match dispatcher.responses.enter(key, &name, &job.id).await {
+        Ok(Found::Answer(answer)) => Look::Hit(answer),
+        Ok(Found::Lease(Lease::Taken)) => {
+            let whose = (job.tenant.clone(), job.id.clone());
+            Look::Lead(Some(dispatcher.leases.keep(name, whose, job.deadline_ms)))
         }
-        Ok(Lease::Held { job: leader }) => Look::Taken(leader),
+        Ok(Found::Lease(Lease::Held { job: leader })) => Look::Taken(leader),
         Err(error) => {
             tracing::debug!(%error, "the cache is away");
             Look::Lead(None)
@@ -169,7 +137,7 @@ async fn ended(dispatcher: &Dispatcher, job: &Job, record: Record) -> Followed {
     let (leader, key) = (record.job.clone(), job.cache_key.as_deref());
     let followed = shared(record, key);
     if let (Followed::Nothing, Some(key)) = (&followed, key) {
-        release(dispatcher, &lease_name(key, job.priority), &leader).await;
+        dispatcher.leases.release(&lease_name(key, job.priority), &leader).await;
         tokio::time::sleep(SPREAD + clock::jitter(SPREAD)).await;
     }
     followed
@@ -247,56 +215,6 @@ impl Ask {
             params: &job.params,
             input: &job.input,
         }))
-    }
-}
-
-impl Lead {
-    /// The job stands in the queue: renews the lease until its end, in the background. One that stood there before has
-    /// its lease from whoever published it, or it lapses.
-    pub fn published(mut self, arrival: Arrival, deadline_ms: u64) {
-        let Some(lease) = self.lease.take().filter(|_| arrival == Arrival::New) else { return };
-        let dispatcher = Arc::clone(&self.dispatcher);
-        self.dispatcher.leases.spawn(async move { hold(&dispatcher, lease, deadline_ms).await });
-    }
-}
-
-impl Drop for Lead {
-    fn drop(&mut self) {
-        if let Some(Held { name, job, .. }) = self.lease.take() {
-            let dispatcher = Arc::clone(&self.dispatcher);
-            self.dispatcher.leases.spawn(async move { release(&dispatcher, &name, &job).await });
-        }
-    }
-}
-
-async fn hold(dispatcher: &Dispatcher, mut lease: Held, deadline_ms: u64) {
-    loop {
-        tokio::select! {
-            record = lease.end.record() => {
-                // After an answer the lease lapses by itself: the worker writes the cache just after the record, and
-                // whoever asks in between follows this job and finds the record.
-                if let End::Failed(_) = record.end {
-                    release(dispatcher, &lease.name, &lease.job).await;
-                }
-                return;
-            }
-            () = dispatcher.stopping.cancelled() => return,
-            () = tokio::time::sleep(RENEW) => {}
-        }
-        if clock::now_ms() >= deadline_ms {
-            return release(dispatcher, &lease.name, &lease.job).await;
-        }
-        match dispatcher.responses.renew(&lease.name, &lease.job).await {
-            Ok(true) => {}
-            Ok(false) => return,
-            Err(error) => tracing::debug!(%error, "a lease could not be renewed"),
-        }
-    }
-}
-
-async fn release(dispatcher: &Dispatcher, name: &str, job: &Token) {
-    if let Err(error) = dispatcher.responses.release(name, job).await {
-        tracing::debug!(%error, "a lease could not be given up, it lapses");
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use protocol::header::{self, Headers};
+use protocol::header::Headers;
 use protocol::job::Job;
 use protocol::record::{End, Record};
 use protocol::request::Part;
@@ -13,6 +13,7 @@ use runtime::clock;
 use runtime::records::{self, Stored};
 
 use crate::admit::Identity;
+use crate::control;
 use crate::metrics::{self, Outcome};
 use crate::route::Lane;
 use crate::state::{Dispatcher, Stop};
@@ -28,7 +29,7 @@ pub async fn publish(dispatcher: &Dispatcher, lane: &Lane, job: &Job) -> Result<
         stream: stream::JOBS,
         subject: lane.subject(),
         body: encode(job).await,
-        headers: job.traceparent.iter().fold(Headers::new(), |headers, trace| headers.with(header::TRACEPARENT, trace)),
+        headers: Headers::new(),
         id: Some(format!("{}/{}", job.tenant, job.name())),
         expect: Expect::Any,
     };
@@ -80,7 +81,11 @@ pub async fn given_up(dispatcher: &Dispatcher, lane: &Lane, unsent: Unsent<'_>) 
     };
     match tokio::time::timeout(END_WAIT, records::store_result(&dispatcher.bus, &record)).await {
         Ok(Ok(Stored::Existed(record))) => Stop::Settled(Box::new(record), Outcome::Repeated),
-        Ok(Ok(Stored::Created) | Err(_)) | Err(_) => refusal.into(),
+        Ok(Ok(Stored::Created)) => {
+            control::tell_workers(dispatcher, &record.tenant, &record.job).await;
+            refusal.into()
+        }
+        Ok(Err(_)) | Err(_) => refusal.into(),
     }
 }
 

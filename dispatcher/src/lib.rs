@@ -21,6 +21,7 @@ pub mod fleet;
 pub mod flight;
 pub mod forward;
 pub mod ingress;
+pub mod leases;
 pub mod metrics;
 pub mod pace;
 pub mod pipelines;

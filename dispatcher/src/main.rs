@@ -7,10 +7,14 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use dispatcher::Config;
+use mimalloc::MiMalloc;
 use runtime::config::EXIT_FAULTY;
 use runtime::health;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// Takes requests from NATS, decides what they are and where they go, and queues them for the workers.
 #[derive(Debug, Parser)]
@@ -61,7 +65,8 @@ fn main() -> ExitCode {
 
 fn run(config: dispatcher::config::Checked) -> anyhow::Result<()> {
     let guard = runtime::telemetry::init(&config.common.telemetry).context("telemetry")?;
-    let executor = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("tokio")?;
+    // One thread: what waits for it goes out in one write, and more dispatchers are more threads.
+    let executor = tokio::runtime::Builder::new_current_thread().enable_all().build().context("tokio")?;
     executor.block_on(async {
         let stop = CancellationToken::new();
         tokio::spawn(signals(stop.clone()));

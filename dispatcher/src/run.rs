@@ -3,6 +3,7 @@
 use std::sync::{Arc, OnceLock, RwLock};
 use std::time::{Duration, Instant};
 
+use protocol::record::Record;
 use runtime::cache::Responses;
 use runtime::health::{self, Health};
 use runtime::records;
@@ -18,6 +19,7 @@ use crate::Error;
 use crate::config::Checked;
 use crate::fleet::{self, Fleet};
 use crate::ingress;
+use crate::leases::Leases;
 use crate::metrics;
 use crate::pace::Pace;
 use crate::room::{self, Room};
@@ -91,11 +93,17 @@ fn readiness(open: Arc<OnceLock<Bus>>, stop: CancellationToken) -> impl Fn() -> 
 async fn assemble(bus: Bus, sessions: Sessions, config: Checked) -> Result<Dispatcher, Error> {
     let Checked { common, options, catalogue, pipelines, rules } = config;
     let pace = Arc::new(Pace::default());
-    let observed = Arc::clone(&pace);
+    let responses = Responses::new(&common.redis)?;
+    let leases = Arc::new(Leases::new(responses.clone()));
+    let (paced, leased) = (Arc::clone(&pace), Arc::clone(&leases));
+    let observe = move |record: &Record| {
+        paced.observe(record);
+        leased.ended(record);
+    };
     Ok(Dispatcher {
         sessions,
-        responses: Responses::new(&common.redis)?,
-        done: records::watch_done_with(&bus, move |record| observed.observe(record)).await?,
+        responses,
+        done: records::watch_done_with(&bus, observe).await?,
         catalogue,
         pipelines,
         rules,
@@ -105,7 +113,7 @@ async fn assemble(bus: Bus, sessions: Sessions, config: Checked) -> Result<Dispa
         waiting: Arc::new(Semaphore::new(options.waiting_max)),
         lane_jobs_max: common.streams.lane_jobs_max,
         options,
-        leases: TaskTracker::new(),
+        leases,
         stopping: CancellationToken::new(),
         bus,
     })
@@ -119,6 +127,8 @@ fn start(dispatcher: &Arc<Dispatcher>, stop: &CancellationToken) -> JoinSet<Erro
     let view = Arc::clone(&dispatcher.fleet);
     parts.spawn(part("the fleet view", until(stop.clone(), fleet::watch(bus(), view))));
     parts.spawn(part("the watch of results", until(stop.clone(), room::watch(bus(), Arc::clone(&dispatcher.room)))));
+    let leases = Arc::clone(&dispatcher.leases).renew(bus());
+    parts.spawn(part("the keeper of leases", until(stop.clone(), leases)));
     let sessions = keep_sessions(bus(), dispatcher.sessions.clone());
     parts.spawn(part("the keeper of sessions", until(stop.clone(), sessions)));
     parts
@@ -154,12 +164,11 @@ async fn keep_sessions(bus: Bus, sessions: Sessions) -> Result<(), Error> {
 async fn drain(dispatcher: &Dispatcher, tasks: &TaskTracker, mut parts: JoinSet<Error>) {
     dispatcher.stopping.cancel();
     tasks.close();
-    dispatcher.leases.close();
     let patience = Duration::from_millis(dispatcher.options.drain_ms);
     let finished = async {
         while parts.join_next().await.is_some() {}
         tasks.wait().await;
-        dispatcher.leases.wait().await;
+        dispatcher.leases.finish().await;
     };
     if tokio::time::timeout(patience, finished).await.is_err() {
         tracing::warn!(left = tasks.len(), "not everything was finished in time");

@@ -10,11 +10,11 @@ use runtime::records::Done;
 use runtime::sessions::Sessions;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::catalogue::Catalogue;
 use crate::config::Options;
 use crate::fleet::View;
+use crate::leases::Leases;
 use crate::metrics::Outcome;
 use crate::pace::Pace;
 use crate::pipelines::Pipelines;
@@ -49,8 +49,8 @@ pub struct Dispatcher {
     pub lane_jobs_max: i64,
     /// `[dispatcher]`
     pub options: Options,
-    /// Tasks that outlive their message and need not be waited for: leases.
-    pub leases: TaskTracker,
+    /// Who computes what only one may. Told of ends by the watch of finished jobs.
+    pub leases: Arc<Leases>,
     /// Nobody waits for others any more.
     pub stopping: CancellationToken,
 }

@@ -12,7 +12,7 @@ use protocol::{ErrorCode, Refusal};
 use runtime::bus::Arrival;
 use tracing::Instrument;
 
-use crate::admit::{self, Asker, Named};
+use crate::admit::{self, Asker, Claim, Identity, Named};
 use crate::answer::Manner;
 use crate::classify::{self, Class};
 use crate::fleet;
@@ -27,7 +27,7 @@ use crate::state::{Dispatcher, Stop};
 use crate::terms::Terms;
 
 /// Bodies above this are read and written on a thread that may block, so that small requests are not held up.
-pub(crate) const BLOCKING_BYTES: usize = 256 * 1024;
+pub(crate) const BLOCKING_BYTES: usize = 64 * 1024;
 
 /// What is decided of a message.
 #[derive(Debug)]
@@ -172,7 +172,8 @@ fn decide(dispatcher: &Dispatcher, incoming: &Incoming, request: &Request, class
     Ok(Way { terms, lane, plan })
 }
 
-/// Steps 4 and 6: admission and the queue. `named` is set as soon as the message may speak of its id.
+/// Steps 4 and 6: admission and the queue. `named` is set as soon as the message may speak of its id. Ways that are seldom
+/// taken are boxed: every walk would have their size.
 async fn go(
     dispatcher: &Arc<Dispatcher>,
     incoming: &mut Incoming,
@@ -185,13 +186,16 @@ async fn go(
     let ask = Ask::of(&request, terms.cache, &lane.model, plan.as_ref());
     let mut job = admit::job(incoming, request, &terms, &lane);
     tracing::Span::current().record("job", job.id.as_str());
-    let claim = admit::claim(dispatcher, incoming.door, &job, &identity).await?;
+    let claim = match &identity {
+        Identity::Fresh => Claim { asker: Asker::First, waiter: None },
+        Identity::Claimed(meaning) => Box::pin(admit::claim(dispatcher, incoming.door, &job, meaning)).await?,
+    };
     let mine = named.insert(Named { job: job.id.clone(), asker: claim.asker });
     // What is stored counts, however late somebody asks for it.
     admit::check_deadline(&job)?;
     dispatcher.room.check()?;
     let lead = match flight::enter(dispatcher, incoming, &mut job, &ask).await? {
-        Entry::Hit(answer) => return Err(flight::settle_hit(dispatcher, &job, *answer).await?),
+        Entry::Hit(answer) => return Err(Box::pin(flight::settle_hit(dispatcher, &job, *answer)).await?),
         Entry::Lead(lead) => lead,
     };
     let steps = plan.iter().flat_map(Plan::models);
@@ -199,7 +203,7 @@ async fn go(
         fleet::check_workers(&dispatcher.fleet, incoming.door, &model.name)?;
     }
     if let Some(session) = session {
-        job.session = Some(admit::reserve(dispatcher, &job, session).await?);
+        job.session = Some(Box::pin(admit::reserve(dispatcher, &job, session)).await?);
     }
     let (lane, mut job) = match plan {
         Some(plan) => plan.begin(job),
@@ -210,19 +214,24 @@ async fn go(
     }
     let arrival = match forward::publish(dispatcher, &lane, &job).await {
         Ok(arrival) => arrival,
-        Err(fault) => return Err(forward::given_up(dispatcher, &lane, Unsent { job: &job, identity, fault }).await),
+        Err(fault) => {
+            let unsent = Unsent { job: &job, identity, fault };
+            return Err(Box::pin(forward::given_up(dispatcher, &lane, unsent)).await);
+        }
     };
     if let Some(lead) = lead {
-        lead.published(arrival, job.deadline_ms);
+        lead.published(arrival);
     }
-    admit::confirm(dispatcher, &job).await;
+    if job.turn().is_some() {
+        Box::pin(admit::confirm(dispatcher, &job)).await;
+    }
     // A step speaks to nobody: whatever became of this one, its request was asked before, and is answered from the record.
     let arrival = if job.steps.is_some() && claim.asker == Asker::Repeat { Arrival::Repeat } else { arrival };
     match claim.waiter {
         Some(waiter) if admit::must_answer(incoming, arrival, claim.asker) => {
             // The job in the queue is another message's, whoever had the id first.
             mine.asker = Asker::Repeat;
-            let record = admit::wait(dispatcher, incoming, &job, waiter).await?;
+            let record = Box::pin(admit::wait(dispatcher, incoming, &job, waiter)).await?;
             Err(Stop::Settled(Box::new(record), Outcome::Repeated))
         }
         _ => Ok(()),

@@ -27,7 +27,7 @@ const EXPIRES: Duration = Duration::from_secs(1);
 const REPLY_TO: &str = "Reply-To";
 const ID: &str = "Id";
 
-#[tokio::main]
+#[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [role, url] = arguments.as_slice() else { bail!("usage: barepipe dispatcher|worker URL") };

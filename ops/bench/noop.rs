@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use mimalloc::MiMalloc;
 use protocol::Refusal;
 use protocol::answer::Finish;
 use protocol::heartbeat::Loaded;
@@ -17,11 +18,13 @@ use runtime::sessions::Sessions;
 use runtime::{bus, config, telemetry};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio_util::sync::CancellationToken;
-use worker::company::Company;
 use worker::model::{Ask, Cancel, End, Engine, Event, Model, Prompt, Reading, Stats, Traits, Work};
 use worker::reader::{Reader, Stop};
-use worker::worker::fresh_name;
+use worker::worker::{Parts, fresh_name};
 use worker::{Config, Worker, memory, metrics, pull, queue, run};
+
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// Ends every job at once. Its tokens are the bytes of the last message.
 struct Noop;
@@ -74,14 +77,14 @@ fn model(config: &Config) -> Result<Model> {
     })
 }
 
-#[tokio::main]
+#[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     let file = std::env::args().skip_while(|argument| argument != "--config").nth(1);
     let config: Config = config::load(file.as_deref().map(Path::new), std::env::vars())?;
     let _telemetry = telemetry::init(&config.common.telemetry)?;
     metrics::describe();
     let name = fresh_name();
-    let worker = Worker {
+    let worker = Worker::new(Parts {
         bus: bus::connect(&config.common.nats, name.as_str()).await?,
         name,
         sessions: Sessions::new(&config.common.redis)?,
@@ -91,12 +94,7 @@ async fn main() -> Result<()> {
         reader: Reader::new(memory::media(None)),
         slots: config.worker.slots.get() as usize,
         rank: config.rank(),
-        hand: Arc::default(),
-        company: Company::default(),
-        stalled: false.into(),
-        astray: false.into(),
-        quit: CancellationToken::new(),
-    };
+    });
     queue::lanes(&worker.bus, &pull::sources(&worker.models)).await?;
     Ok(run::run(Arc::new(worker), Duration::ZERO, CancellationToken::new()).await?)
 }

@@ -59,6 +59,26 @@ pub struct Job {
     /// Its place among the jobs of a pipeline; `None` where it is alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steps: Option<Steps>,
+    /// Where its id comes from.
+    #[serde(default, skip_serializing_if = "Origin::is_claimed")]
+    pub origin: Origin,
+}
+
+/// Where a job's id comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// A client gave it, or a place in INGRESS: another message may have become the same job.
+    #[default]
+    Claimed,
+    /// A door made it for one message alone.
+    Door,
+}
+
+impl Origin {
+    fn is_claimed(&self) -> bool {
+        *self == Origin::Claimed
+    }
 }
 
 /// A job's place in a session.

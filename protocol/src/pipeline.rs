@@ -174,7 +174,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::job::PLAIN_VERSION;
+    use crate::job::{Origin, PLAIN_VERSION};
     use crate::request::{Blob, Format, Mode, Priority};
     use crate::token::{SessionId, Token};
 
@@ -202,6 +202,7 @@ mod tests {
             session: Some(Turn { session: SessionId::parse("s").unwrap(), number: 4 }),
             cache_key: Some("k".into()),
             traceparent: None,
+            origin: Origin::Claimed,
             steps: None,
         }
     }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use protocol::answer::{Answer, CacheOutcome, Finish, Given, Label, Output, Segment, Streamed, Usage, Word};
 use protocol::header::{self, Headers};
 use protocol::heartbeat::{Heartbeat, Loaded, State};
-use protocol::job::{Job, PLAIN_VERSION, Turn};
+use protocol::job::{Job, Origin, PLAIN_VERSION, Turn};
 use protocol::media::Modality;
 use protocol::pipeline::{self, Step};
 use protocol::record::{End, IdRecord, Record, SessionTurn, StepRecord};
@@ -211,6 +211,7 @@ fn job() -> Job {
         deadline_ms: 1_700_000_120_000,
         session: Some(Turn { session: SessionId::parse("anna").unwrap(), number: 2 }),
         cache_key: None,
+        origin: Origin::Claimed,
         traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into()),
         steps: None,
     }

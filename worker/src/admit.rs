@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use engine::prefix::Scope;
 use protocol::ErrorCode;
 use protocol::Refusal;
-use protocol::job::Job;
+use protocol::job::{Job, Origin};
 use protocol::record::{Record, SessionTurn};
 use protocol::stream::ATTEMPTS_MAX;
 use runtime::sessions::Begin;
@@ -91,18 +91,27 @@ async fn look<'a>(worker: &'a Worker, delivery: &Delivery, case: &mut Case) -> R
 /// Whether the job has its end already.
 async fn stored(worker: &Worker, delivery: &Delivery) -> Result<(), Admission<'static>> {
     let Some((tenant, job)) = delivery.whose() else { return Ok(()) };
-    match records::result(&worker.bus, tenant, job).await {
+    if first_and_alone(delivery).is_some_and(|job| worker.heard.knows_open(job, worker.bus.connections())) {
+        return Ok(());
+    }
+    match Box::pin(records::result(&worker.bus, tenant, job)).await {
         Ok(None) => Ok(()),
         Ok(Some(record)) => Err(Admission::Stored(Box::new(record))),
         Err(error) => Err(ends(Ending::Refused(error.refusal()))),
     }
 }
 
+/// The job, where nobody can have computed it yet: it was never delivered, and no other message became the same one.
+fn first_and_alone(delivery: &Delivery) -> Option<&Job> {
+    let job = delivery.job.as_ref().ok()?;
+    (delivery.info.delivered == 1 && job.origin == Origin::Door && job.steps.is_none()).then_some(job)
+}
+
 /// Its deliveries that do not count.
 async fn forgiven(worker: &Worker, delivery: &Delivery, case: &mut Case) -> Result<(), Admission<'static>> {
     let Some((tenant, job)) = delivery.name() else { return Ok(()) };
     if case.delivered > 1 {
-        let known = records::forgiven(&worker.bus, tenant, &job).await;
+        let known = Box::pin(records::forgiven(&worker.bus, tenant, &job)).await;
         case.forgiven = known.map_err(|error| ends(Ending::Refused(error.refusal())))?;
     }
     Ok(())
@@ -123,7 +132,7 @@ async fn history(worker: &Worker, delivery: &Delivery, job: &Job) -> Result<Vec<
             stand(worker, job).await;
             return Ok(Vec::new());
         };
-        match worker.sessions.begin(&job.tenant, &turn, &job.id).await {
+        match Box::pin(worker.sessions.begin(&job.tenant, &turn, &job.id)).await {
             Ok(Begin::Ready(history)) => return Ok(history),
             Ok(Begin::Waits) => return Err(Ending::Untried(Why::Waits)),
             Ok(Begin::Moved(number)) => delivery.moved(number),

@@ -11,7 +11,7 @@ use engine::encode::{Clip, Input, Output, Pixels, Segment, Transcript};
 use engine::plan::TokenId;
 use protocol::answer::{Finish, Usage};
 use protocol::heartbeat::Loaded;
-use protocol::job::Job;
+use protocol::job::{Job, Origin};
 use protocol::media::Modality;
 use protocol::request::{Blob, Content, Format, Mode, Params, Part, Priority, Role, Task};
 use protocol::token::Token;
@@ -354,6 +354,7 @@ pub fn job(id: &str, text: &str) -> Job {
         session: None,
         cache_key: None,
         traceparent: None,
+        origin: Origin::Claimed,
         steps: None,
     }
 }

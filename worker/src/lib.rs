@@ -1,7 +1,7 @@
 //! From a lane to a reply: pulls as many jobs as it has free slots, runs them, answers clients, settles.
 //!
 //! A delivery meets the modules in this order: [`run`] decides with [`lanes`] what to [`pull`]; a message becomes a
-//! [`delivery`], and its walk is [`serve`]: [`admit`] looks at the records and makes a [`prompt`], which [`reader`] turns
+//! [`delivery`], and its walk is [`serve`]: [`admit`] looks at what was [`heard`] or at the records, and makes a [`prompt`], which [`reader`] turns
 //! into what the model reads, [`company`] gives it a place, the engine behind [`model`] computes, [`reply`] streams,
 //! [`output`] makes the answer, [`outcome`] decides how it ends and [`settle`] acts on that. [`heartbeat`] says meanwhile
 //! that all of it lives. Knows no HTTP, no tensor and no other worker.
@@ -14,6 +14,7 @@ pub mod delivery;
 pub mod error;
 #[doc(hidden)]
 pub mod fake;
+pub mod heard;
 pub mod heartbeat;
 pub mod lanes;
 pub mod memory;

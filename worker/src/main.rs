@@ -8,6 +8,7 @@ use std::sync::{Arc, LazyLock, OnceLock};
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use mimalloc::MiMalloc;
 use runtime::config::EXIT_FAULTY;
 use runtime::health::Health;
 use runtime::memory::allowed_bytes;
@@ -15,10 +16,12 @@ use runtime::telemetry::Metrics;
 use runtime::{bus, cache, config, health, sessions, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use worker::company::Company;
 use worker::native::rounding;
 use worker::reader::Reader;
 use worker::{Config, Worker, memory, metrics, native, pull, queue, run, worker as parts};
+
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// Runs models for a fleet: pulls jobs from NATS, streams answers to clients, stores results.
 ///
@@ -117,7 +120,8 @@ fn configure(arguments: Arguments) -> Result<Config, config::Faults> {
 fn start(config: Config) -> anyhow::Result<()> {
     let guard = telemetry::init(&config.common.telemetry)?;
     metrics::describe();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("tokio")?;
+    // One thread: what waits for it goes out in one write. Engines and decoding have threads of their own.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("tokio")?;
     let result = runtime.block_on(work(config, guard.metrics()));
     // A walk that hangs on a dead server must not keep the process.
     runtime.shutdown_background();
@@ -167,7 +171,7 @@ async fn assemble(config: &Config, stop: &CancellationToken) -> anyhow::Result<O
         both = both => both?,
         () = stop.cancelled() => return Ok(None),
     };
-    Ok(Some(Worker {
+    Ok(Some(Worker::new(parts::Parts {
         name,
         bus,
         sessions: sessions::Sessions::new(&config.common.redis)?,
@@ -177,12 +181,7 @@ async fn assemble(config: &Config, stop: &CancellationToken) -> anyhow::Result<O
         reader: Reader::new(memory::media(allowed_bytes())),
         slots: config.worker.slots.get() as usize,
         rank: config.rank(),
-        hand: Arc::default(),
-        company: Company::default(),
-        stalled: false.into(),
-        astray: false.into(),
-        quit: CancellationToken::new(),
-    }))
+    })))
 }
 
 /// What `/readyz` asks.

@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::model::{Model, Prompt, Reading};
 
 /// Texts longer than this are read on a thread of their own, so that others stream meanwhile.
-const INLINE_BYTES: usize = 16 * 1024;
+const INLINE_BYTES: usize = 4 * 1024;
 /// What the pictures of a job may have in all, in pictures of the greatest size: what is decoded one after another takes
 /// no more memory, but as much longer.
 const GREATEST_PICTURES: u64 = 4;

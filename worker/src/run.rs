@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::service::ServiceExt;
 use async_nats::{Message, Subscriber};
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use protocol::heartbeat::State;
 use protocol::subject;
 use runtime::clock;
@@ -58,21 +58,24 @@ pub async fn run(worker: Arc<Worker>, drain: Duration, stop: CancellationToken) 
     tracing::info!(worker = %worker.name, slots = worker.slots, "ready");
     while !work.over() {
         work.turns().await;
-        match ears.wake(&mut work, &mut heart, &stop).await {
-            Wake::Inbox(message) => work.inbox(message),
-            Wake::Cancel(message) => work.cancel(&message),
-            Wake::Served(Err(error)) if error.is_panic() => {
-                tracing::error!(%error, "a walk panicked; its delivery is left to the queue");
+        let mut woken = Some(ears.wake(&mut work, &mut heart, &stop).await);
+        // All that is there is heard before the next turns, so that slots that came free together are one pull.
+        while let Some(wake) = woken {
+            match wake {
+                Wake::Inbox(message) => work.inbox(message),
+                Wake::Cancel(message) => work.cancel(&message),
+                Wake::Served(result) => served(result),
+                Wake::Look => work.look(),
+                Wake::Pull => break,
+                Wake::Stop => {
+                    draining.cancel();
+                    work.drain(drain);
+                }
+                Wake::TimeIsUp => work.time_is_up(),
+                Wake::HeartStopped(result) => return result,
+                Wake::Closed => return Err(Error::Closed),
             }
-            Wake::Served(_) | Wake::Pull => {}
-            Wake::Look => work.look(),
-            Wake::Stop => {
-                draining.cancel();
-                work.drain(drain);
-            }
-            Wake::TimeIsUp => work.time_is_up(),
-            Wake::HeartStopped(result) => return result,
-            Wake::Closed => return Err(Error::Closed),
+            woken = ears.wake(&mut work, &mut heart, &stop).now_or_never();
         }
     }
     over.cancel();
@@ -158,6 +161,14 @@ impl Ears {
             () = until(look_again), if look_again.is_some() => Wake::Pull,
             () = until(limit), if limit.is_some() => Wake::TimeIsUp,
         }
+    }
+}
+
+fn served(result: Result<(), JoinError>) {
+    if let Err(error) = result
+        && error.is_panic()
+    {
+        tracing::error!(%error, "a walk panicked; its delivery is left to the queue");
     }
 }
 
@@ -286,6 +297,7 @@ impl Work {
         if let Some((tenant, job)) = subject::cancel_job(&message.subject) {
             let found = self.worker.hand.cancel(&tenant, &job);
             tracing::debug!(%tenant, %job, found, "cancel");
+            self.worker.heard.ended(tenant, job);
         }
     }
 
@@ -296,6 +308,7 @@ impl Work {
         if connects != self.connects {
             self.connects = connects;
             self.lanes.reconnected();
+            self.worker.heard.listen(connects);
         }
         let overdue = self.lanes.overdue(Instant::now());
         // Without a connection no pull is answered, which is no news.

@@ -74,27 +74,30 @@ pub async fn settle(worker: &Worker, delivery: &Delivery, outcome: Outcome, case
     delivery.enter(Phase::Settling);
     match outcome {
         Outcome::Settled(end) => over(worker, delivery, end, case, reply).await,
+        // What is seldom is boxed: every walk would have its size.
         Outcome::GiveBack { delay, attempt } => {
-            give_back(worker, delivery, spread(delay, attempt, case), attempt, case).await
+            Box::pin(give_back(worker, delivery, spread(delay, attempt, case), attempt, case)).await
         }
-        Outcome::DeadLetter { reason } => dead(worker, delivery, &reason, case, reply).await,
+        Outcome::DeadLetter { reason } => Box::pin(dead(worker, delivery, &reason, case, reply)).await,
     }
 }
 
 /// Stores the end; whichever end stands then is the one that is said.
 async fn over(worker: &Worker, delivery: &Delivery, end: End, case: &Case, reply: Option<Reply<'_>>) {
     let end = match (&delivery.job, end) {
-        (Ok(job), End::Done(answer)) if job.is_step() => match step::give(worker, delivery, job, answer, case).await {
-            Some(end) => end,
-            None => return,
-        },
+        (Ok(job), End::Done(answer)) if job.is_step() => {
+            match Box::pin(step::give(worker, delivery, job, answer, case)).await {
+                Some(end) => end,
+                None => return,
+            }
+        }
         (Ok(job), End::Done(answer)) => End::Done(whole(job, answer)),
         (_, end) => end,
     };
     let Some(record) = record(worker, delivery, end) else { return ack(worker, delivery).await };
     match store(worker, delivery, record).await {
         Ok(record) => finish(worker, delivery, &record, reply).await,
-        Err(InVain::Full) => later(worker, delivery, Attempt::Forgiven, case).await,
+        Err(InVain::Full) => Box::pin(later(worker, delivery, Attempt::Forgiven, case)).await,
         Err(InVain::Quitting | InVain::Unwritable) => {}
     }
 }
@@ -156,7 +159,7 @@ pub async fn finish(worker: &Worker, delivery: &Delivery, record: &Record, reply
         return ack(worker, delivery).await;
     }
     if let Some(turn) = session_turn(delivery, record)
-        && let Err(error) = worker.sessions.settle(&record.tenant, &turn, &record.job).await
+        && let Err(error) = Box::pin(worker.sessions.settle(&record.tenant, &turn, &record.job)).await
     {
         use runtime::Error::{Rebuilding, RedisDown};
         if matches!(error, RedisDown(_) | Rebuilding) && !outcome::last_delivery(delivery.info.delivered) {
@@ -172,11 +175,22 @@ pub async fn finish(worker: &Worker, delivery: &Delivery, record: &Record, reply
     {
         tracing::debug!(job = %record.job, %error, "the answer could not be cached");
     }
-    if let Some(mut reply) = reply {
+    match reply {
+        Some(reply) => say_and_ack(worker, delivery, record, reply).await,
+        None => ack(worker, delivery).await,
+    }
+}
+
+/// The ack goes the same way as the final frames, after them: who has the answer to it knows that they left. Unless the
+/// connection is another one by then, and they may have gone with the old one.
+async fn say_and_ack(worker: &Worker, delivery: &Delivery, record: &Record, mut reply: Reply<'_>) {
+    let connection = worker.bus.connections();
+    reply.finish(record, delivery.above()).await;
+    ack(worker, delivery).await;
+    if worker.bus.connections() != connection {
         reply.finish(record, delivery.above()).await;
         let _ = tokio::time::timeout(FLUSH_TIMEOUT, worker.bus.client.flush()).await;
     }
-    ack(worker, delivery).await;
 }
 
 /// The turn that the record settles; a record written elsewhere may not know of it, as a cancel does not.

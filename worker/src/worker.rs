@@ -11,10 +11,33 @@ use tokio_util::sync::CancellationToken;
 
 use crate::company::Company;
 use crate::delivery::Hand;
+use crate::heard::Heard;
 use crate::model::Model;
 use crate::reader::Reader;
 
-/// A worker's parts; shared by its tasks.
+/// What a worker is made of; all else of it begins empty.
+pub struct Parts {
+    /// Its name, new with every start.
+    pub name: Token,
+    /// The bus.
+    pub bus: Bus,
+    /// Conversations.
+    pub sessions: Sessions,
+    /// The response cache.
+    pub responses: Responses,
+    /// What it computes on.
+    pub device: String,
+    /// What it runs.
+    pub models: Vec<Model>,
+    /// Turns input into what they read.
+    pub reader: Reader,
+    /// Jobs at once.
+    pub slots: usize,
+    /// Its rank in the queue.
+    pub rank: u8,
+}
+
+/// A worker, shared by its tasks.
 pub struct Worker {
     /// Its name, new with every start.
     pub name: Token,
@@ -36,6 +59,8 @@ pub struct Worker {
     pub rank: u8,
     /// Deliveries in hand.
     pub hand: Arc<Hand>,
+    /// Jobs that ended elsewhere. Written by the run loop, read by admission.
+    pub heard: Heard,
     /// With whom its jobs compute.
     pub company: Company,
     /// An engine makes no steps: nothing more is pulled. Written by the heart, read by the run loop.
@@ -44,6 +69,31 @@ pub struct Worker {
     pub astray: AtomicBool,
     /// Second stage of the stop: what computes is given back.
     pub quit: CancellationToken,
+}
+
+impl Worker {
+    /// One that has nothing in hand yet.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        let Parts { name, bus, sessions, responses, device, models, reader, slots, rank } = parts;
+        Self {
+            name,
+            bus,
+            sessions,
+            responses,
+            device,
+            models,
+            reader,
+            slots,
+            rank,
+            hand: Arc::default(),
+            heard: Heard::default(),
+            company: Company::default(),
+            stalled: AtomicBool::new(false),
+            astray: AtomicBool::new(false),
+            quit: CancellationToken::new(),
+        }
+    }
 }
 
 /// A name that no other worker has.

@@ -3,20 +3,25 @@
 use std::time::Duration;
 
 use runtime::Error;
-use runtime::cache::{Lease, Responses};
+use runtime::cache::{Found, Lease, Responses};
 use tests::servers::RedisServer;
 use tests::wait::until;
 
 use crate::setup::{answer, job, redis};
 
+/// Asks for `k`, under the lease of the same name.
+async fn ask(cache: &Responses, name: &str) -> Result<Found, Error> {
+    cache.enter("k", "k", &job(name)).await
+}
+
 #[tokio::test]
 async fn an_answer_is_kept_for_about_a_day() {
     let server = RedisServer::start();
     let cache = Responses::new(&redis(&server)).unwrap();
-    assert_eq!(cache.get("k").await.unwrap(), None);
+    assert_eq!(ask(&cache, "a").await.unwrap(), Found::Lease(Lease::Taken));
     let truth = answer("a", "x");
     cache.put("k", &truth).await.unwrap();
-    assert_eq!(cache.get("k").await.unwrap(), Some(truth));
+    assert_eq!(ask(&cache, "b").await.unwrap(), Found::Answer(Box::new(truth)));
     let client = redis::Client::open(server.url()).unwrap();
     let mut raw = client.get_multiplexed_async_connection().await.unwrap();
     let ttl: i64 = redis::cmd("TTL").arg("answer:k").query_async(&mut raw).await.unwrap();
@@ -32,7 +37,7 @@ async fn what_is_no_answer_counts_as_absent() {
     let () = redis::cmd("SET").arg("answer:k").arg("garbage").query_async(&mut raw).await.unwrap();
     let () = redis::cmd("RPUSH").arg("answer:l").arg("list").query_async(&mut raw).await.unwrap();
     for key in ["k", "l"] {
-        assert_eq!(cache.get(key).await.unwrap(), None);
+        assert_eq!(cache.enter(key, key, &job("a")).await.unwrap(), Found::Lease(Lease::Taken));
         let left: u64 = redis::cmd("EXISTS").arg(format!("answer:{key}")).query_async(&mut raw).await.unwrap();
         assert_eq!(left, 0);
     }
@@ -43,15 +48,16 @@ async fn one_holds_the_lease_until_it_gives_it_up() {
     let server = RedisServer::start();
     let cache = Responses::new(&redis(&server)).unwrap();
     let (first, second) = (job("a"), job("b"));
-    assert_eq!(cache.lease("k", &first).await.unwrap(), Lease::Taken);
-    assert_eq!(cache.lease("k", &first).await.unwrap(), Lease::Taken);
-    assert_eq!(cache.lease("k", &second).await.unwrap(), Lease::Held { job: first.clone() });
+    let held = Found::Lease(Lease::Held { job: first.clone() });
+    assert_eq!(ask(&cache, "a").await.unwrap(), Found::Lease(Lease::Taken));
+    assert_eq!(ask(&cache, "a").await.unwrap(), Found::Lease(Lease::Taken), "it has it already");
+    assert_eq!(ask(&cache, "b").await.unwrap(), held);
     assert!(cache.renew("k", &first).await.unwrap());
     assert!(!cache.renew("k", &second).await.unwrap());
     cache.release("k", &second).await.unwrap();
-    assert_eq!(cache.lease("k", &second).await.unwrap(), Lease::Held { job: first.clone() });
+    assert_eq!(ask(&cache, "b").await.unwrap(), held);
     cache.release("k", &first).await.unwrap();
-    assert_eq!(cache.lease("k", &second).await.unwrap(), Lease::Taken);
+    assert_eq!(ask(&cache, "b").await.unwrap(), Found::Lease(Lease::Taken));
     assert!(!cache.renew("k", &first).await.unwrap());
 }
 
@@ -59,16 +65,16 @@ async fn one_holds_the_lease_until_it_gives_it_up() {
 async fn redis_away_is_said_at_once_and_it_recovers() {
     let mut server = RedisServer::start();
     let cache = Responses::new(&redis(&server)).unwrap();
-    assert_eq!(cache.get("k").await.unwrap(), None);
+    assert!(ask(&cache, "a").await.is_ok());
     server.stop();
     for _ in 0..5 {
         let start = std::time::Instant::now();
-        assert!(matches!(cache.get("k").await, Err(Error::RedisDown(_))));
+        assert!(matches!(ask(&cache, "a").await, Err(Error::RedisDown(_))));
         assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
     }
     assert!(!cache.healthy());
     server.start_again();
-    until("Redis to answer again", Duration::from_secs(5), || async { cache.get("k").await.ok() }).await;
+    until("Redis to answer again", Duration::from_secs(5), || async { ask(&cache, "a").await.ok() }).await;
     assert!(cache.healthy());
 }
 
@@ -77,7 +83,7 @@ async fn redis_that_was_never_there_is_waited_for() {
     let mut server = RedisServer::start();
     server.stop();
     let cache = Responses::new(&redis(&server)).unwrap();
-    assert!(matches!(cache.get("k").await, Err(Error::RedisDown(_))));
+    assert!(matches!(ask(&cache, "a").await, Err(Error::RedisDown(_))));
     server.start_again();
-    until("Redis to answer", Duration::from_secs(5), || async { cache.get("k").await.ok() }).await;
+    until("Redis to answer", Duration::from_secs(5), || async { ask(&cache, "a").await.ok() }).await;
 }

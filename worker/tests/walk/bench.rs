@@ -20,11 +20,10 @@ use tests::servers::{NatsServer, RedisServer};
 use tests::wait::until;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use worker::company::Company;
 use worker::fake::{self, Ends, Fake, Mood};
 use worker::model::Model;
 use worker::reader::Reader;
-use worker::worker::fresh_name;
+use worker::worker::{Parts, fresh_name};
 use worker::{Error, Worker, run};
 
 /// Longest wait for what should come at once, on a machine that builds at the same time.
@@ -82,7 +81,7 @@ impl Bench {
 
     /// A worker that runs these models.
     pub(crate) async fn run_all(&self, slots: usize, models: Vec<Model>, drain: Duration) -> (CancellationToken, Task) {
-        let worker = Worker {
+        let worker = Worker::new(Parts {
             name: fresh_name(),
             bus: connect(&self.nats).await,
             sessions: Sessions::new(&redis_of(&self.redis)).unwrap(),
@@ -92,12 +91,7 @@ impl Bench {
             reader: Reader::new(worker::memory::media(None)),
             slots,
             rank: 5,
-            hand: Arc::default(),
-            company: Company::default(),
-            stalled: false.into(),
-            astray: false.into(),
-            quit: CancellationToken::new(),
-        };
+        });
         let stop = CancellationToken::new();
         let task = tokio::spawn(run::run(Arc::new(worker), drain, stop.clone()));
         (stop, task)

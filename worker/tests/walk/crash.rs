@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use protocol::answer::{Answer, CacheOutcome, Finish, Output, Usage};
-use protocol::job::{Job, Turn};
+use protocol::job::{Job, Origin, Turn};
 use protocol::record::{End, Record, SessionTurn};
 use protocol::request::Mode;
 use protocol::token::SessionId;
@@ -149,6 +149,29 @@ async fn a_cancel_before_the_first_delivery_reaches_no_engine() {
     // The turn is settled without a trace, so the next one does not wait for it.
     let mut next = with_session(&bench, "j2", "again").await;
     assert_eq!(bench.ask(&mut next).await.next().await.payload, fake::answer(&["again"], 4));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_worker_would_have_heard_it_does_not_ask() {
+    let bench = Bench::start().await;
+    let worker = bench.worker(4, QUICK, DRAIN).await;
+    let door = |id| {
+        let job = fake::job(id, "hello");
+        Job { origin: Origin::Door, accepted_ms: job.accepted_ms + 10_000, ..job }
+    };
+    bench.ask(&mut door("j0")).await.next().await;
+    let mut heard = door("j1");
+    let end = End::Failed(Refusal::new(ErrorCode::Cancelled, "cancelled"));
+    records::store_result(&bench.bus, &stored(&heard, end)).await.unwrap();
+    bench.bus.client.publish(subject::cancel(&heard.tenant, &heard.id), bytes::Bytes::new()).await.unwrap();
+    bench.ask(&mut door("j2")).await.next().await;
+    assert_eq!(header_of(&bench.ask(&mut heard).await.next().await, header::SERVICE_ERROR_CODE), "499");
+    assert_eq!(worker.engine.submitted(), 2, "a cancel that was heard is looked at");
+    let mut unheard = door("j3");
+    records::store_result(&bench.bus, &stored(&unheard, answered(&unheard))).await.unwrap();
+    assert_eq!(bench.ask(&mut unheard).await.next().await.payload, "stored");
+    assert_eq!(worker.engine.submitted(), 3, "computed for nothing, and its end is the record's all the same");
+    bench.queue_empty().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -36,6 +36,15 @@ pub enum Lease {
     },
 }
 
+/// What the cache has.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Found {
+    /// The answer.
+    Answer(Box<Answer>),
+    /// None, and who computes it.
+    Lease(Lease),
+}
+
 /// The response cache; cheap to clone.
 #[derive(Clone)]
 pub struct Responses {
@@ -44,7 +53,7 @@ pub struct Responses {
 }
 
 struct Scripts {
-    lease: Script,
+    enter: Script,
     renew: Script,
     release: Script,
 }
@@ -53,7 +62,7 @@ impl Responses {
     /// Does not wait for Redis.
     pub fn new(redis: &Redis) -> Result<Self, Error> {
         let scripts = Scripts {
-            lease: Script::new(include_str!("lease.lua")),
+            enter: Script::new(include_str!("enter.lua")),
             renew: Script::new(include_str!("renew.lua")),
             release: Script::new(include_str!("release.lua")),
         };
@@ -66,22 +75,28 @@ impl Responses {
         self.store.healthy()
     }
 
-    /// A stored answer. Bytes that are none count as absent and are dropped.
-    pub async fn get(&self, key: &str) -> Result<Option<Answer>, Error> {
-        let name = answer_key(key);
-        let bytes: Option<Vec<u8>> = match self.store.query(redis::cmd("GET").arg(&name)).await {
-            Err(Error::Corrupt(_)) => Some(Vec::new()),
+    /// The answer where there is one; else asks to be the job that computes it, for [`LEASE`]. The holder that asks
+    /// again has it. Bytes that are no answer are dropped and count as absent.
+    pub async fn enter(&self, key: &str, lease: &str, job: &Token) -> Result<Found, Error> {
+        let (answer, holder) = match self.ask(key, lease, job).await {
+            Err(Error::Corrupt(_)) => (Some(Vec::new()), None),
             other => other?,
         };
-        let Some(bytes) = bytes else { return Ok(None) };
+        let Some(bytes) = answer else { return held(holder, job) };
         match rmp_serde::from_slice(&bytes) {
-            Ok(answer) => Ok(Some(answer)),
+            Ok(answer) => Ok(Found::Answer(Box::new(answer))),
             Err(error) => {
                 tracing::warn!(key, %error, "a cached answer that cannot be read is dropped");
-                let () = self.store.query(redis::cmd("DEL").arg(&name)).await?;
-                Ok(None)
+                let () = self.store.query(redis::cmd("DEL").arg(answer_key(key))).await?;
+                held(self.ask(key, lease, job).await?.1, job)
             }
         }
+    }
+
+    async fn ask(&self, key: &str, lease: &str, job: &Token) -> Result<(Option<Vec<u8>>, Option<String>), Error> {
+        let mut enter = self.scripts.enter.key(answer_key(key));
+        enter.key(lease_key(lease)).arg(job.as_str()).arg(clock::millis(LEASE));
+        self.store.run(&enter).await
     }
 
     /// Stores an answer for about a day.
@@ -94,18 +109,6 @@ impl Responses {
         self.store.query(redis::cmd("SET").arg(answer_key(key)).arg(bytes).arg("PX").arg(clock::millis(ttl))).await
     }
 
-    /// Asks to be the one who computes, for [`LEASE`]. The holder that asks again has it.
-    pub async fn lease(&self, key: &str, job: &Token) -> Result<Lease, Error> {
-        let script = &self.scripts.lease;
-        let holder: String =
-            self.store.run(script.key(lease_key(key)).arg(job.as_str()).arg(clock::millis(LEASE))).await?;
-        if holder == job.as_str() {
-            return Ok(Lease::Taken);
-        }
-        let job = Token::parse("job", &holder).map_err(|refusal| Error::Corrupt(refusal.message))?;
-        Ok(Lease::Held { job })
-    }
-
     /// Keeps the lease for another [`LEASE`]; false where it is lost.
     pub async fn renew(&self, key: &str, job: &Token) -> Result<bool, Error> {
         let script = &self.scripts.renew;
@@ -116,6 +119,16 @@ impl Responses {
     pub async fn release(&self, key: &str, job: &Token) -> Result<(), Error> {
         self.store.run(self.scripts.release.key(lease_key(key)).arg(job.as_str())).await
     }
+}
+
+/// Who holds the lease, as the script says it.
+fn held(holder: Option<String>, job: &Token) -> Result<Found, Error> {
+    let holder = holder.ok_or_else(|| Error::Corrupt("a lease without a holder".to_owned()))?;
+    if holder == job.as_str() {
+        return Ok(Found::Lease(Lease::Taken));
+    }
+    let job = Token::parse("job", &holder).map_err(|refusal| Error::Corrupt(refusal.message))?;
+    Ok(Found::Lease(Lease::Held { job }))
 }
 
 fn answer_key(key: &str) -> String {

@@ -167,7 +167,7 @@ async fn create_once(bus: &Bus, stream: &'static str, subject: String, body: Byt
         };
         match &fault {
             PublishFault::Taken | PublishFault::Full(_) => {
-                if let Some(found) = leader_newest(bus, stream, &message.subject).await? {
+                if let Some(found) = Box::pin(leader_newest(bus, stream, &message.subject)).await? {
                     let ours = answered == Answered::NotAlways && found == message.body;
                     return Ok(if ours { Creation::Ours } else { Creation::Theirs(found) });
                 }
