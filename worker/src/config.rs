@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use engine::backend::{Activations, Weights};
+use engine::simd::Level;
 use runtime::config::{Common, Faults, ModelEntry};
 use serde::Deserialize;
 
@@ -31,6 +32,8 @@ pub struct Options {
     pub device: Device,
     /// Threads of an engine; as many as there are cores when absent.
     pub threads: Option<NonZeroUsize>,
+    /// Instructions to compute with, by the name of a [`Level`]; the best of this machine when absent.
+    pub level: Option<String>,
     /// How weights of encoders are held.
     pub weights: Weights,
     /// How inputs of products with quantised weights are held.
@@ -55,6 +58,7 @@ impl Default for Options {
             models_dir: PathBuf::from(".flotilla/models"),
             device: Device::Auto,
             threads: None,
+            level: None,
             weights: Weights::default(),
             activations: Activations::default(),
             slots: NonZeroU32::new(32).expect("32 is not zero"),
@@ -91,6 +95,10 @@ impl Config {
         if self.worker.device == Device::Cuda {
             faults.push("worker.device: this build computes on the processor only: set \"auto\" or \"cpu\"".to_owned());
         }
+        if self.level().is_none() {
+            let names: Vec<&str> = Level::all().into_iter().map(Level::name).collect();
+            faults.push(format!("worker.level: this machine has {}", names.join(", ")));
+        }
         if self.worker.rank.is_some_and(|rank| rank > RANK_MAX) {
             faults.push(format!("worker.rank: must be 0 to {RANK_MAX}"));
         }
@@ -119,6 +127,12 @@ impl Config {
     #[must_use]
     pub fn file(&self, entry: &ModelEntry) -> PathBuf {
         self.worker.models_dir.join(&entry.name).join(&entry.file)
+    }
+
+    /// What instructions to compute with; `None` where this machine lacks them.
+    #[must_use]
+    pub fn level(&self) -> Option<Level> {
+        self.worker.level.as_deref().map_or_else(|| Some(Level::detect()), Level::named)
     }
 
     /// The rank in the queue.
@@ -156,6 +170,21 @@ mod tests {
     }
 
     #[test]
+    fn a_level_is_one_that_the_machine_has() {
+        let of = |level: Option<&str>| {
+            let worker = Options { level: level.map(str::to_owned), ..Options::default() };
+            Config { worker, ..Config::default() }
+        };
+        let best = Level::all().pop().map(Level::name);
+        assert_eq!(of(None).level().map(Level::name), best);
+        for level in Level::all() {
+            assert_eq!(of(Some(level.name())).level().map(Level::name), Some(level.name()));
+        }
+        let faults = of(Some("mmx")).check().unwrap_err().to_string();
+        assert!(faults.contains("worker.level: this machine has scalar"), "{faults}");
+    }
+
+    #[test]
     fn the_shipped_file_says_what_the_defaults_are() {
         let (found, default) = (shipped().worker, Options::default());
         assert_eq!((&found.models_dir, found.device), (&default.models_dir, default.device));
@@ -167,6 +196,6 @@ mod tests {
         assert_eq!(found.kv_tokens, Some(crate::memory::KV_TOKENS), "absent means as many, or what fits");
         assert_eq!(found.rank, Some(RANK_CPU));
         // Examples: their defaults are what the machine has, and what the catalogue has.
-        assert!(found.threads.is_some() && !found.models.is_empty());
+        assert!(found.threads.is_some() && found.level.is_some() && !found.models.is_empty());
     }
 }

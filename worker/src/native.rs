@@ -14,6 +14,7 @@ use engine::engine as native;
 use engine::load as decoders;
 use engine::model::contrast;
 use engine::needs::{Needs, needs};
+use engine::simd::Level;
 use engine::tensors::Tensors;
 use protocol::media::Modality;
 use protocol::{ErrorCode, Refusal, heartbeat};
@@ -56,6 +57,7 @@ pub fn load(config: &Config) -> Result<Vec<Model>, Error> {
 struct Settings {
     decoders: native::EngineConfig,
     encoders: encoders::Settings,
+    level: Level,
 }
 
 /// What the configuration says of them, but for the size of their caches.
@@ -74,6 +76,7 @@ fn settings(config: &Config) -> Settings {
             queue_max: slots,
         },
         encoders: encoders::Settings { threads, weights: options.weights },
+        level: config.level().unwrap_or_else(Level::detect),
     }
 }
 
@@ -149,7 +152,7 @@ impl Book<'_> {
 
     fn load(&self, settings: Settings, budget: MediaBudget) -> Result<Model, Error> {
         match self.kind {
-            Kind::Decoder => self.decoder(settings.decoders),
+            Kind::Decoder => self.decoder(settings),
             Kind::Encoder => self.encoder(settings, budget),
         }
     }
@@ -164,17 +167,17 @@ impl Book<'_> {
         })
     }
 
-    fn decoder(&self, settings: native::EngineConfig) -> Result<Model, Error> {
-        let loaded = self.checked(|| decoders::load(&self.path, &settings))?;
+    fn decoder(&self, settings: Settings) -> Result<Model, Error> {
+        let loaded = self.checked(|| decoders::load_at(&self.path, &settings.decoders, settings.level))?;
         let decoders::Loaded { model, tokenizer, template, info } = loaded;
         tracing::info!(model = %self.entry.name, family = %info.family, parameters = info.parameters, "loaded");
-        let engine = Decoder::start(model, tokenizer, template, settings)?;
+        let engine = Decoder::start(model, tokenizer, template, settings.decoders)?;
         let fits = engine.length_max().min(info.context);
         Ok(self.model(fits, Traits::default(), Arc::new(engine)))
     }
 
     fn encoder(&self, settings: Settings, budget: MediaBudget) -> Result<Model, Error> {
-        let loaded = self.checked(|| encoders::load(&self.path, settings.encoders))?;
+        let loaded = self.checked(|| encoders::load_at(&self.path, settings.encoders, settings.level))?;
         let encoders::Loaded { encoder, tokens, labels, info } = loaded;
         tracing::info!(model = %self.entry.name, family = %info.family, parameters = info.parameters, "loaded");
         let context = info.context.unwrap_or(usize::MAX);
