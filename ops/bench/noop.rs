@@ -20,7 +20,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio_util::sync::CancellationToken;
 use worker::model::{Ask, Cancel, End, Engine, Event, Model, Prompt, Reading, Stats, Traits, Work};
 use worker::reader::{Reader, Stop};
-use worker::worker::{Parts, fresh_name};
+use worker::worker::{Now, fresh_name};
 use worker::{Config, Worker, memory, metrics, pull, queue, run};
 
 #[global_allocator]
@@ -84,7 +84,7 @@ async fn main() -> Result<()> {
     let _telemetry = telemetry::init(&config.common.telemetry)?;
     metrics::describe();
     let name = fresh_name();
-    let worker = Worker::new(Parts {
+    let worker = Worker {
         bus: bus::connect(&config.common.nats, name.as_str()).await?,
         name,
         sessions: Sessions::new(&config.common.redis)?,
@@ -94,7 +94,8 @@ async fn main() -> Result<()> {
         reader: Reader::new(memory::media(None)),
         slots: config.worker.slots.get() as usize,
         rank: config.rank(),
-    });
+        now: Now::default(),
+    };
     queue::lanes(&worker.bus, &pull::sources(&worker.models)).await?;
     Ok(run::run(Arc::new(worker), Duration::ZERO, CancellationToken::new()).await?)
 }

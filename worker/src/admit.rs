@@ -91,7 +91,7 @@ async fn look<'a>(worker: &'a Worker, delivery: &Delivery, case: &mut Case) -> R
 /// Whether the job has its end already.
 async fn stored(worker: &Worker, delivery: &Delivery) -> Result<(), Admission<'static>> {
     let Some((tenant, job)) = delivery.whose() else { return Ok(()) };
-    if first_and_alone(delivery).is_some_and(|job| worker.heard.knows_open(job, worker.bus.connections())) {
+    if first_and_alone(delivery).is_some_and(|job| worker.now.heard.knows_open(job, worker.bus.connections())) {
         return Ok(());
     }
     match Box::pin(records::result(&worker.bus, tenant, job)).await {
@@ -169,7 +169,7 @@ async fn order<'a>(
     delivery.enter(Phase::Admitting);
     let read = tokio::select! {
         biased;
-        () = worker.quit.cancelled() => return Err(Ending::Untried(Why::Stopping)),
+        () = worker.now.quit.cancelled() => return Err(Ending::Untried(Why::Stopping)),
         () = delivery.cancelled.cancelled() => return Err(Ending::Refused(cancelled())),
         read = worker.reader.read(model, prompt) => read.map_err(Ending::Refused)?,
         () = tokio::time::sleep_until(deadline.into()) => return Err(Ending::Refused(late())),
@@ -203,9 +203,9 @@ async fn seat<'a>(
     delivery.enter(Phase::Computing);
     tokio::select! {
         biased;
-        () = worker.quit.cancelled() => Err(Ending::Untried(Why::Stopping)),
+        () = worker.now.quit.cancelled() => Err(Ending::Untried(Why::Stopping)),
         () = delivery.cancelled.cancelled() => Err(Ending::Refused(cancelled())),
-        seat = worker.company.seat(attempts) => seat.ok_or(Ending::Untried(Why::Waits)),
+        seat = worker.now.company.seat(attempts) => seat.ok_or(Ending::Untried(Why::Waits)),
         () = tokio::time::sleep_until(deadline.into()) => Err(Ending::Refused(late())),
     }
 }

@@ -55,7 +55,7 @@ pub async fn beat(worker: Arc<Worker>, draining: CancellationToken, over: Cancel
         }
         let now = Instant::now();
         check(&worker, &mut pulses, now)?;
-        let deliveries = worker.hand.all();
+        let deliveries = worker.now.hand.all();
         let held = deliveries.iter().filter(|delivery| delivery.phase() == Phase::Held).count();
         metrics::slots(worker.slots, deliveries.len() - held, held);
         if !worker.bus.connected() {
@@ -81,7 +81,7 @@ fn check(worker: &Worker, pulses: &mut [Pulse], now: Instant) -> Result<(), Erro
         }
         stalled |= pulse.silent(now) >= STEP_PATIENCE;
     }
-    if worker.stalled.swap(stalled, Ordering::Relaxed) != stalled {
+    if worker.now.stalled.swap(stalled, Ordering::Relaxed) != stalled {
         tracing::warn!(stalled, "an engine that has work makes no progress, or makes it again");
     }
     Ok(())

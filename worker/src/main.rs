@@ -171,7 +171,7 @@ async fn assemble(config: &Config, stop: &CancellationToken) -> anyhow::Result<O
         both = both => both?,
         () = stop.cancelled() => return Ok(None),
     };
-    Ok(Some(Worker::new(parts::Parts {
+    Ok(Some(Worker {
         name,
         bus,
         sessions: sessions::Sessions::new(&config.common.redis)?,
@@ -181,7 +181,8 @@ async fn assemble(config: &Config, stop: &CancellationToken) -> anyhow::Result<O
         reader: Reader::new(memory::media(allowed_bytes())),
         slots: config.worker.slots.get() as usize,
         rank: config.rank(),
-    })))
+        now: parts::Now::default(),
+    }))
 }
 
 /// What `/readyz` asks.
@@ -201,8 +202,8 @@ impl Started {
             None if self.equipped.get().is_some() => Err("waiting for a dispatcher to make the lanes".to_owned()),
             None => Err("starting".to_owned()),
             Some(worker) if !worker.bus.connected() => Err("no connection to NATS".to_owned()),
-            Some(worker) if worker.stalled.load(Ordering::Relaxed) => Err("an engine makes no steps".to_owned()),
-            Some(worker) if worker.astray.load(Ordering::Relaxed) => Err("every lane refuses pulls".to_owned()),
+            Some(worker) if worker.now.stalled.load(Ordering::Relaxed) => Err("an engine makes no steps".to_owned()),
+            Some(worker) if worker.now.astray.load(Ordering::Relaxed) => Err("every lane refuses pulls".to_owned()),
             Some(_) => Ok(()),
         }
     }

@@ -218,7 +218,7 @@ impl Work {
 
     /// Fills free slots, or asks for what may fill them.
     async fn turns(&mut self) {
-        let stalled = self.worker.stalled.load(Ordering::Relaxed);
+        let stalled = self.worker.now.stalled.load(Ordering::Relaxed);
         if self.stage != Stage::Working || stalled || !self.worker.bus.connected() {
             return;
         }
@@ -263,7 +263,7 @@ impl Work {
 
     /// All lanes in one line, and not at every try.
     fn say_refusals(&mut self) {
-        self.worker.astray.store(self.refusals.len() == self.sources.len(), Ordering::Relaxed);
+        self.worker.now.astray.store(self.refusals.len() == self.sources.len(), Ordering::Relaxed);
         if self.refusals == self.said {
             return;
         }
@@ -283,7 +283,7 @@ impl Work {
         };
         self.refusals.remove(&lane);
         let place = self.lanes.arrived(lane, delivery.info.waiting, self.free(), now);
-        let Some(delivery) = self.worker.hand.take(delivery) else {
+        let Some(delivery) = self.worker.now.hand.take(delivery) else {
             return tracing::debug!("a job came again that is in hand");
         };
         match (self.stage, place) {
@@ -295,9 +295,9 @@ impl Work {
 
     fn cancel(&self, message: &Message) {
         if let Some((tenant, job)) = subject::cancel_job(&message.subject) {
-            let found = self.worker.hand.cancel(&tenant, &job);
+            let found = self.worker.now.hand.cancel(&tenant, &job);
             tracing::debug!(%tenant, %job, found, "cancel");
-            self.worker.heard.ended(tenant, job);
+            self.worker.now.heard.ended(tenant, job);
         }
     }
 
@@ -308,7 +308,7 @@ impl Work {
         if connects != self.connects {
             self.connects = connects;
             self.lanes.reconnected();
-            self.worker.heard.listen(connects);
+            self.worker.now.heard.listen(connects);
         }
         let overdue = self.lanes.overdue(Instant::now());
         // Without a connection no pull is answered, which is no news.
@@ -319,7 +319,7 @@ impl Work {
     }
 
     fn drain(&mut self, drain: Duration) {
-        tracing::info!(in_hand = self.worker.hand.all().len(), seconds = drain.as_secs(), "draining");
+        tracing::info!(in_hand = self.worker.now.hand.all().len(), seconds = drain.as_secs(), "draining");
         self.stage = Stage::Draining(Instant::now() + drain);
         for delivery in self.lanes.drain() {
             self.decline(delivery);
@@ -331,12 +331,12 @@ impl Work {
         match self.stage {
             Stage::Draining(_) if self.worker.bus.connected() => {
                 tracing::info!(left, "what is left is given back");
-                self.worker.quit.cancel();
+                self.worker.now.quit.cancel();
                 self.stage = Stage::Quitting(Instant::now() + QUIT_TIME);
             }
             _ => {
                 tracing::warn!(left, "stopped without giving everything back; the queue hands it to others by itself");
-                self.worker.quit.cancel();
+                self.worker.now.quit.cancel();
                 self.tasks.abort_all();
                 self.lanes.reconnected();
                 self.stage = Stage::Quitting(Instant::now() + QUIT_TIME);

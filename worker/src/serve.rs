@@ -23,14 +23,14 @@ use crate::worker::Worker;
 
 /// Takes a delivery from here to its end.
 pub async fn serve(worker: Arc<Worker>, delivery: Arc<Delivery>) {
-    let _in_hand = InHand { hand: Arc::clone(&worker.hand), delivery: Arc::clone(&delivery) };
+    let _in_hand = InHand { hand: Arc::clone(&worker.now.hand), delivery: Arc::clone(&delivery) };
     let span = span(&delivery);
     walk(&worker, &delivery).instrument(span).await;
 }
 
 /// Gives a delivery back unseen: the worker stops.
 pub async fn decline(worker: Arc<Worker>, delivery: Arc<Delivery>) {
-    let _in_hand = InHand { hand: Arc::clone(&worker.hand), delivery: Arc::clone(&delivery) };
+    let _in_hand = InHand { hand: Arc::clone(&worker.now.hand), delivery: Arc::clone(&delivery) };
     let forgiven = match delivery.name() {
         Some((tenant, job)) if delivery.info.delivered > 1 => {
             runtime::records::forgiven(&worker.bus, tenant, &job).await.unwrap_or_default()
@@ -144,7 +144,7 @@ async fn listen(
                 running.model.engine.cancel(running.key, Cancel::Client);
                 continue;
             }
-            () = worker.quit.cancelled(), if !quit => {
+            () = worker.now.quit.cancelled(), if !quit => {
                 quit = true;
                 running.model.engine.cancel(running.key, Cancel::Stopping);
                 continue;

@@ -376,7 +376,7 @@ where
         }
         tokio::select! {
             () = tokio::time::sleep(clock::backoff(number, RETRY.0, RETRY.1)) => {}
-            () = worker.quit.cancelled() => break,
+            () = worker.now.quit.cancelled() => break,
         }
     }
     Err(InVain::Quitting)

@@ -15,29 +15,7 @@ use crate::heard::Heard;
 use crate::model::Model;
 use crate::reader::Reader;
 
-/// What a worker is made of; all else of it begins empty.
-pub struct Parts {
-    /// Its name, new with every start.
-    pub name: Token,
-    /// The bus.
-    pub bus: Bus,
-    /// Conversations.
-    pub sessions: Sessions,
-    /// The response cache.
-    pub responses: Responses,
-    /// What it computes on.
-    pub device: String,
-    /// What it runs.
-    pub models: Vec<Model>,
-    /// Turns input into what they read.
-    pub reader: Reader,
-    /// Jobs at once.
-    pub slots: usize,
-    /// Its rank in the queue.
-    pub rank: u8,
-}
-
-/// A worker, shared by its tasks.
+/// A worker's parts; shared by its tasks.
 pub struct Worker {
     /// Its name, new with every start.
     pub name: Token,
@@ -57,6 +35,13 @@ pub struct Worker {
     pub slots: usize,
     /// Its rank in the queue.
     pub rank: u8,
+    /// What changes as it works.
+    pub now: Now,
+}
+
+/// What is so of a worker just now; one that starts has nothing in hand.
+#[derive(Default)]
+pub struct Now {
     /// Deliveries in hand.
     pub hand: Arc<Hand>,
     /// Jobs that ended elsewhere. Written by the run loop, read by admission.
@@ -69,31 +54,6 @@ pub struct Worker {
     pub astray: AtomicBool,
     /// Second stage of the stop: what computes is given back.
     pub quit: CancellationToken,
-}
-
-impl Worker {
-    /// One that has nothing in hand yet.
-    #[must_use]
-    pub fn new(parts: Parts) -> Self {
-        let Parts { name, bus, sessions, responses, device, models, reader, slots, rank } = parts;
-        Self {
-            name,
-            bus,
-            sessions,
-            responses,
-            device,
-            models,
-            reader,
-            slots,
-            rank,
-            hand: Arc::default(),
-            heard: Heard::default(),
-            company: Company::default(),
-            stalled: AtomicBool::new(false),
-            astray: AtomicBool::new(false),
-            quit: CancellationToken::new(),
-        }
-    }
 }
 
 /// A name that no other worker has.

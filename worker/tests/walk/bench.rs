@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use worker::fake::{self, Ends, Fake, Mood};
 use worker::model::Model;
 use worker::reader::Reader;
-use worker::worker::{Parts, fresh_name};
+use worker::worker::{Now, fresh_name};
 use worker::{Error, Worker, run};
 
 /// Longest wait for what should come at once, on a machine that builds at the same time.
@@ -81,7 +81,7 @@ impl Bench {
 
     /// A worker that runs these models.
     pub(crate) async fn run_all(&self, slots: usize, models: Vec<Model>, drain: Duration) -> (CancellationToken, Task) {
-        let worker = Worker::new(Parts {
+        let worker = Worker {
             name: fresh_name(),
             bus: connect(&self.nats).await,
             sessions: Sessions::new(&redis_of(&self.redis)).unwrap(),
@@ -91,7 +91,8 @@ impl Bench {
             reader: Reader::new(worker::memory::media(None)),
             slots,
             rank: 5,
-        });
+            now: Now::default(),
+        };
         let stop = CancellationToken::new();
         let task = tokio::spawn(run::run(Arc::new(worker), drain, stop.clone()));
         (stop, task)
