@@ -9,8 +9,9 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use protocol::media::Modality;
 use protocol::request::Task;
+use protocol::rounding::{Loss, Report};
 use runtime::config::{ModelEntry, Pull, default_catalogue};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::shelf::Shelf;
 use crate::table::table;
@@ -36,33 +37,6 @@ struct Precision {
     /// A signed byte under a scale for each 32 weights of a matrix; the rest as it is stored.
     #[arg(long, env = "FLOTILLA_INT8")]
     int8: bool,
-}
-
-/// What the worker's program says of a file that it rounded.
-#[derive(Debug, Deserialize)]
-struct Report {
-    rounded: usize,
-    kept: usize,
-    folded: usize,
-    bytes_before: u64,
-    bytes_after: u64,
-    error: f64,
-    worst: Worst,
-    loss: Loss,
-}
-
-#[derive(Debug, Deserialize)]
-struct Worst {
-    tensor: String,
-    error: f64,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(tag = "of", rename_all = "snake_case")]
-enum Loss {
-    Directions { inputs: usize, least: f64, mean: f64 },
-    Labels { inputs: usize, difference: f64, same: usize, margin: f64 },
-    Words { words: usize, same: bool },
 }
 
 impl Quantize {
@@ -93,7 +67,7 @@ impl Quantize {
             .add(&mut rounded, |to| round(&worker, &file, to))
             .with_context(|| format!("cannot quantise {}", model.name))?;
         let lines = [
-            report.table(&rounded.name),
+            summary(&report, &rounded.name),
             format!("{}: written ({})", rounded.name, shelf.file(&rounded).display()),
             use_of(model, &rounded, catalogue)?,
         ];
@@ -135,53 +109,51 @@ fn round(worker: &Path, from: &Path, to: &Path) -> Result<Report> {
     serde_json::from_slice(&output.stdout).with_context(|| format!("{} is of another release", worker.display()))
 }
 
-impl Report {
-    fn table(&self, name: &str) -> String {
-        let size = |bytes| indicatif::DecimalBytes(bytes).to_string();
-        let percent = |part: f64| format!("{:.2} %", part * 100.0);
-        let row = |what: &str, number: String, remark: &str| vec![what.to_owned(), number, remark.to_owned()];
-        let mut rows = vec![
-            row("tensors rounded", self.rounded.to_string(), "matrices of products"),
-            row("tensors kept", self.kept.to_string(), "as they are stored"),
-        ];
-        if self.folded > 0 {
-            rows.push(row("tensors folded", self.folded.to_string(), "normalisations, now in the rounded ones"));
-        }
-        let shrunk = format!("{:.0} % of that", self.bytes_after as f64 / self.bytes_before as f64 * 100.0);
-        rows.extend([
-            row("size before", size(self.bytes_before), ""),
-            row("size after", size(self.bytes_after), &shrunk),
-            row("error of weights", percent(self.error), "root mean square, of all that are rounded"),
-            row("greatest error", percent(self.worst.error), &self.worst.tensor),
-        ]);
-        rows.extend(self.loss.rows().map(|(what, number, remark)| row(what, number, &remark)));
-        table(&[name, INT8, ""], &rows)
+/// What became of a model that is called so now.
+fn summary(report: &Report, name: &str) -> String {
+    let size = |bytes| indicatif::DecimalBytes(bytes).to_string();
+    let percent = |part: f64| format!("{:.2} %", part * 100.0);
+    let row = |what: &str, number: String, remark: &str| vec![what.to_owned(), number, remark.to_owned()];
+    let mut rows = vec![
+        row("tensors rounded", report.rounded.to_string(), "matrices of products"),
+        row("tensors kept", report.kept.to_string(), "as they are stored"),
+    ];
+    if report.folded > 0 {
+        rows.push(row("tensors folded", report.folded.to_string(), "normalisations, now in the rounded ones"));
     }
+    let shrunk = format!("{:.0} % of that", report.bytes_after as f64 / report.bytes_before as f64 * 100.0);
+    rows.extend([
+        row("size before", size(report.bytes_before), ""),
+        row("size after", size(report.bytes_after), &shrunk),
+        row("error of weights", percent(report.error), "root mean square, of all that are rounded"),
+        row("greatest error", percent(report.worst.error), &report.worst.tensor),
+    ]);
+    rows.extend(cost(&report.loss).map(|(what, number, remark)| row(what, number, &remark)));
+    table(&[name, INT8, ""], &rows)
 }
 
-impl Loss {
-    fn rows(&self) -> [(&'static str, String, String); 2] {
-        match self {
-            Loss::Directions { inputs, least, mean } => [
-                ("least cosine", format!("{least:.5}"), format!("to the stored model's, of {inputs} inputs")),
-                ("mean cosine", format!("{mean:.5}"), String::new()),
-            ],
-            Loss::Labels { inputs, difference, same, margin } => {
-                let mut remark = format!("of {inputs} pictures");
-                // A label that changes says little where two were about as likely.
-                if same < inputs {
-                    remark += &format!("; one that changed was likelier by {margin:.4} at most");
-                }
-                [
-                    ("greatest change", format!("{difference:.4}"), "of a probability".to_owned()),
-                    ("same label", same.to_string(), remark),
-                ]
+/// What is lost, with its number and a remark.
+fn cost(loss: &Loss) -> [(&'static str, String, String); 2] {
+    match loss {
+        Loss::Directions { inputs, least, mean } => [
+            ("least cosine", format!("{least:.5}"), format!("to the stored model's, of {inputs} inputs")),
+            ("mean cosine", format!("{mean:.5}"), String::new()),
+        ],
+        Loss::Labels { inputs, difference, same, margin } => {
+            let mut remark = format!("of {inputs} pictures");
+            // A label that changes says little where two were about as likely.
+            if same < inputs {
+                remark += &format!("; one that changed was likelier by {margin:.4} at most");
             }
-            Loss::Words { words, same } => [
-                ("words of a sentence", words.to_string(), String::new()),
-                ("words are", if *same { "the same" } else { "not the same" }.to_owned(), String::new()),
-            ],
+            [
+                ("greatest change", format!("{difference:.4}"), "of a probability".to_owned()),
+                ("same label", same.to_string(), remark),
+            ]
         }
+        Loss::Words { words, same } => [
+            ("words of a sentence", words.to_string(), String::new()),
+            ("words are", if *same { "the same" } else { "not the same" }.to_owned(), String::new()),
+        ],
     }
 }
 
@@ -260,18 +232,19 @@ mod tests {
 
     #[test]
     fn what_it_costs_is_one_table() {
-        let shown = report(r#"{"of":"directions","inputs":12,"least":0.99951,"mean":0.9998}"#).table("m-int8");
+        let shown = summary(&report(r#"{"of":"directions","inputs":12,"least":0.99951,"mean":0.9998}"#), "m-int8");
         for line in ["tensors rounded", "1.00 MB", "50 % of that", "0.42 %", "1.00 %", "a.weight", "0.99951", "0.99980"]
         {
             assert!(shown.contains(line), "{line}: {shown}");
         }
         assert!(!shown.contains("folded"), "{shown}");
-        let shown = report(r#"{"of":"labels","inputs":10,"difference":0.02,"same":9,"margin":0.0031}"#).table("m-int8");
+        let shown =
+            summary(&report(r#"{"of":"labels","inputs":10,"difference":0.02,"same":9,"margin":0.0031}"#), "m-int8");
         assert!(
             shown.contains("0.0200") && shown.contains("of 10 pictures; one that changed was likelier by 0.0031"),
             "{shown}"
         );
-        let shown = report(r#"{"of":"words","words":13,"same":false}"#).table("m-int8");
+        let shown = summary(&report(r#"{"of":"words","words":13,"same":false}"#), "m-int8");
         assert!(shown.contains("not the same"), "{shown}");
     }
 

@@ -18,6 +18,7 @@ pub mod pipeline;
 pub mod record;
 pub mod reply;
 pub mod request;
+pub mod rounding;
 pub mod stream;
 pub mod subject;
 pub mod token;

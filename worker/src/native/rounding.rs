@@ -5,48 +5,10 @@ use std::path::Path;
 use engine::encode::{Input, InputKey, Loaded, Output, Settings, Transcript, Turn, load};
 use engine::model::Rounded;
 use engine::tensors::Tensors;
-use serde::Serialize;
+use protocol::rounding::{Loss, Report, Worst};
 
 use super::samples::samples;
 use crate::error::Error;
-
-/// What became of a model file.
-#[derive(Debug, PartialEq, Serialize)]
-pub struct Report {
-    /// Tensors whose weights are of a byte.
-    rounded: usize,
-    /// Tensors that are as they were.
-    kept: usize,
-    /// Tensors of normalisations that are in the rounded ones.
-    folded: usize,
-    bytes_before: u64,
-    bytes_after: u64,
-    /// Of all rounded weights: root of the mean square of what changed, over theirs.
-    error: f64,
-    /// Of the tensor where it is greatest.
-    worst: Worst,
-    loss: Loss,
-}
-
-/// The tensor that lost most.
-#[derive(Debug, PartialEq, Serialize)]
-struct Worst {
-    tensor: String,
-    error: f64,
-}
-
-/// How far answers are from those of the file as it was.
-#[derive(Debug, PartialEq, Serialize)]
-#[serde(tag = "of", rename_all = "snake_case")]
-enum Loss {
-    /// Cosines of both directions of an input.
-    Directions { inputs: usize, least: f64, mean: f64 },
-    /// The greatest difference of a probability, inputs whose likeliest class is the same, and how much less likely
-    /// before, at most, those classes were that are the likeliest now and were not.
-    Labels { inputs: usize, difference: f64, same: usize, margin: f64 },
-    /// Words of a sentence, as they were written before, and whether they are the same.
-    Words { words: usize, same: bool },
-}
 
 /// Writes the model file at `from` to `to` with its products rounded, and measures what that costs.
 ///
