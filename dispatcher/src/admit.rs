@@ -55,14 +55,22 @@ fn meaning(request: &Request) -> String {
     hasher.finalize().to_hex().to_string()
 }
 
+impl Identity {
+    const fn origin(&self) -> Origin {
+        match self {
+            Identity::Fresh => Origin::Door,
+            Identity::Claimed(_) => Origin::Claimed,
+        }
+    }
+}
+
 /// The job that a request becomes.
 #[must_use]
-pub fn job(incoming: &Incoming, request: Request, terms: &Terms, lane: &Lane) -> Job {
-    let (id, origin) = match (request.id, &incoming.door) {
-        (Some(id), _) => (id, Origin::Claimed),
-        (None, Door::Infer) => (door_id(), Origin::Door),
-        (None, Door::Submit(Stored { sequence, .. })) => (Token::ingress(*sequence), Origin::Claimed),
-    };
+pub fn job(incoming: &Incoming, request: Request, identity: &Identity, terms: &Terms, lane: &Lane) -> Job {
+    let id = request.id.unwrap_or_else(|| match &incoming.door {
+        Door::Infer => door_id(),
+        Door::Submit(Stored { sequence, .. }) => Token::ingress(*sequence),
+    });
     let deadline_ms = u64::try_from(terms.deadline.as_millis()).unwrap_or(u64::MAX);
     Job {
         version: PLAIN_VERSION,
@@ -83,7 +91,7 @@ pub fn job(incoming: &Incoming, request: Request, terms: &Terms, lane: &Lane) ->
         cache_key: None,
         traceparent: Some(incoming.trace.to_string()),
         steps: None,
-        origin,
+        origin: identity.origin(),
     }
 }
 
@@ -253,10 +261,8 @@ pub async fn reserve(dispatcher: &Dispatcher, job: &Job, session: SessionId) -> 
 }
 
 /// The job stands in the queue, so its turn stands too. Where this fails, the worker's `begin` makes up for it.
-pub async fn confirm(dispatcher: &Dispatcher, job: &Job) {
-    if let Some(turn) = job.turn()
-        && let Err(error) = dispatcher.sessions.confirm(&job.tenant, &turn.session, &job.id).await
-    {
+pub async fn confirm(dispatcher: &Dispatcher, job: &Job, turn: &Turn) {
+    if let Err(error) = dispatcher.sessions.confirm(&job.tenant, &turn.session, &job.id).await {
         tracing::warn!(%error, "a turn could not be confirmed");
     }
 }

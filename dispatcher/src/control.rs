@@ -149,7 +149,7 @@ fn cancelled(tenant: &Token, job: &Token, format: Format) -> Record {
     }
 }
 
-/// Frees the slot at once. A worker that misses it finds the record at its next delivery.
+/// Frees the slot at once. A worker that misses it finds the record at the latest when it would store its own.
 pub(crate) async fn tell_workers(dispatcher: &Dispatcher, tenant: &Token, job: &Token) {
     if let Err(error) = dispatcher.bus.client.publish(subject::cancel(tenant, job), Bytes::new()).await {
         tracing::warn!(%error, "a cancellation could not be sent to the workers");

@@ -1,6 +1,5 @@
 //! The thread through the steps: one message in, one [`Verdict`] out. Each step is a function of its own module.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -52,7 +51,7 @@ pub struct Walked {
 }
 
 /// Walks one message through every step.
-pub async fn message(dispatcher: &Arc<Dispatcher>, incoming: &mut Incoming) -> Walked {
+pub async fn message(dispatcher: &Dispatcher, incoming: &mut Incoming) -> Walked {
     let begun = Instant::now();
     let _during = metrics::During::admission();
     let mut labels = Labels { modality: "none", model: "none".to_owned(), door: incoming.door.as_str() };
@@ -74,7 +73,7 @@ pub async fn message(dispatcher: &Arc<Dispatcher>, incoming: &mut Incoming) -> W
     walked.0
 }
 
-async fn walk(dispatcher: &Arc<Dispatcher>, incoming: &mut Incoming, labels: &mut Labels) -> (Walked, Outcome) {
+async fn walk(dispatcher: &Dispatcher, incoming: &mut Incoming, labels: &mut Labels) -> (Walked, Outcome) {
     let (request, class) = match read(dispatcher, incoming).await {
         Ok(read) => read,
         Err(refusal) => {
@@ -175,7 +174,7 @@ fn decide(dispatcher: &Dispatcher, incoming: &Incoming, request: &Request, class
 /// Steps 4 and 6: admission and the queue. `named` is set as soon as the message may speak of its id. Ways that are seldom
 /// taken are boxed: every walk would have their size.
 async fn go(
-    dispatcher: &Arc<Dispatcher>,
+    dispatcher: &Dispatcher,
     incoming: &mut Incoming,
     wish: Wish,
     named: &mut Option<Named>,
@@ -184,7 +183,7 @@ async fn go(
     let identity = admit::identify(incoming, &request);
     let session = request.session.clone();
     let ask = Ask::of(&request, terms.cache, &lane.model, plan.as_ref());
-    let mut job = admit::job(incoming, request, &terms, &lane);
+    let mut job = admit::job(incoming, request, &identity, &terms, &lane);
     tracing::Span::current().record("job", job.id.as_str());
     let claim = match &identity {
         Identity::Fresh => Claim { asker: Asker::First, waiter: None },
@@ -222,8 +221,8 @@ async fn go(
     if let Some(lead) = lead {
         lead.published(arrival);
     }
-    if job.turn().is_some() {
-        Box::pin(admit::confirm(dispatcher, &job)).await;
+    if let Some(turn) = job.turn() {
+        Box::pin(admit::confirm(dispatcher, &job, turn)).await;
     }
     // A step speaks to nobody: whatever became of this one, its request was asked before, and is answered from the record.
     let arrival = if job.steps.is_some() && claim.asker == Asker::Repeat { Arrival::Repeat } else { arrival };

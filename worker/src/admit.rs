@@ -68,6 +68,7 @@ pub async fn admit<'a>(worker: &'a Worker, delivery: &Delivery) -> (Admission<'a
     (admission, case)
 }
 
+/// What is seldom asked of the servers is boxed: every walk would have its size.
 async fn look<'a>(worker: &'a Worker, delivery: &Delivery, case: &mut Case) -> Result<Order<'a>, Admission<'a>> {
     let read = delivery.job.as_ref().map_err(|unreadable| unreadable_ending(&unreadable.refusal));
     // Who cannot read it knows neither its client nor its session, and so may not settle it, whatever the records say.

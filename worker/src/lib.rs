@@ -1,10 +1,10 @@
 //! From a lane to a reply: pulls as many jobs as it has free slots, runs them, answers clients, settles.
 //!
 //! A delivery meets the modules in this order: [`run`] decides with [`lanes`] what to [`pull`]; a message becomes a
-//! [`delivery`], and its walk is [`serve`]: [`admit`] looks at what was [`heard`] or at the records, and makes a [`prompt`], which [`reader`] turns
-//! into what the model reads, [`company`] gives it a place, the engine behind [`model`] computes, [`reply`] streams,
-//! [`output`] makes the answer, [`outcome`] decides how it ends and [`settle`] acts on that. [`heartbeat`] says meanwhile
-//! that all of it lives. Knows no HTTP, no tensor and no other worker.
+//! [`delivery`], and its walk is [`serve`]: [`admit`] looks at what was [`heard`] or at the records, and makes a
+//! [`prompt`], which [`reader`] turns into what the model reads, [`company`] gives it a place, the engine behind [`model`]
+//! computes, [`reply`] streams, [`output`] makes the answer, [`outcome`] decides how it ends and [`settle`] acts on that.
+//! [`heartbeat`] says meanwhile that all of it lives. Knows no HTTP, no tensor and no other worker.
 #![forbid(unsafe_code)]
 
 pub mod admit;

@@ -37,10 +37,19 @@ fn made(door: Door, request: Request) -> Job {
     let class = classify(&request, Language::Skip).unwrap();
     let terms = Terms::decide(&request, &class, None, &door);
     let lane = route(&class, &terms, &Catalogue::new(vec![entry("m")]).unwrap()).unwrap();
-    job(&incoming(door), request, &terms, &lane)
+    let incoming = incoming(door);
+    let identity = identify(&incoming, &request);
+    job(&incoming, request, &identity, &terms, &lane)
 }
 
 const SUBMIT: Door = Door::Submit(Stored { sequence: 7, delivered: 2 });
+
+#[test]
+fn a_job_knows_whether_another_message_may_become_it() {
+    assert_eq!(make(Door::Infer, "hi").origin, Origin::Door);
+    assert_eq!(make(Door::Infer, r#"{"input":"hi","id":"mine"}"#).origin, Origin::Claimed);
+    assert_eq!(make(SUBMIT, "hi").origin, Origin::Claimed);
+}
 
 #[test]
 fn nothing_of_a_job_is_open() {

@@ -50,7 +50,12 @@ async fn one_holds_the_lease_until_it_gives_it_up() {
     let (first, second) = (job("a"), job("b"));
     let held = Found::Lease(Lease::Held { job: first.clone() });
     assert_eq!(ask(&cache, "a").await.unwrap(), Found::Lease(Lease::Taken));
+    let client = redis::Client::open(server.url()).unwrap();
+    let mut raw = client.get_multiplexed_async_connection().await.unwrap();
+    let () = redis::cmd("PEXPIRE").arg("lease:k").arg(5_000).query_async(&mut raw).await.unwrap();
     assert_eq!(ask(&cache, "a").await.unwrap(), Found::Lease(Lease::Taken), "it has it already");
+    let left: i64 = redis::cmd("PTTL").arg("lease:k").query_async(&mut raw).await.unwrap();
+    assert!(left > 5_000, "{left}: it has it anew");
     assert_eq!(ask(&cache, "b").await.unwrap(), held);
     assert!(cache.renew("k", &first).await.unwrap());
     assert!(!cache.renew("k", &second).await.unwrap());

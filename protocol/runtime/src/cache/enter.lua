@@ -5,4 +5,7 @@ if answer then
   return {answer, false}
 end
 local holder = redis.call('SET', KEYS[2], ARGV[1], 'NX', 'GET', 'PX', ARGV[2])
+if holder == ARGV[1] then
+  redis.call('PEXPIRE', KEYS[2], ARGV[2])
+end
 return {false, holder or ARGV[1]}

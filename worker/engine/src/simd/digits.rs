@@ -43,9 +43,7 @@ impl Planes {
             Planes::Loud | Planes::Loudest | Planes::Two => 2,
         }
     }
-}
 
-impl Planes {
     /// From how many means of its row on a block has lower bytes; none where that does not decide.
     const fn bound(self) -> Option<f32> {
         match self {
