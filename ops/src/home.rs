@@ -47,6 +47,11 @@ impl Home {
         self.dir.join("bin")
     }
 
+    /// NVRTC, which compiles kernels.
+    pub(crate) fn compiler(&self) -> PathBuf {
+        self.dir.join("nvrtc")
+    }
+
     /// One directory a model.
     pub(crate) fn models(&self) -> &Path {
         &self.models

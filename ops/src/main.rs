@@ -12,6 +12,7 @@ mod down;
 mod fleet;
 mod home;
 mod index;
+mod kernels;
 mod leash;
 mod lock;
 mod log;
@@ -122,6 +123,12 @@ enum Command {
     Bench(bench::Bench),
     /// Get what `up` needs and is not here yet, without starting anything
     Provision(Choice),
+    /// Compile the GPU kernels of this clone; no GPU is needed
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  flotilla kernels build && cargo build --release\n  flotilla kernels build --update\n  flotilla kernels build --nvrtc /usr/local/cuda/lib64"
+    )]
+    Kernels(kernels::Kernels),
     /// Print completions for a shell
     #[command(
         after_help = "Example:\n  flotilla completions bash > ~/.local/share/bash-completion/completions/flotilla"
@@ -167,6 +174,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
             eprintln!("{}", if down::down(&home)? { "the fleet is down" } else { "no fleet is up here" });
         }
         Command::Provision(index) => up::get_missing(&surroundings(home, index)?)?,
+        Command::Kernels(kernels) => kernels.run(&home, pip_index())?,
         Command::Models(models) => {
             let (pip, nats, program) = (pip_index(), address(cli.nats, &home), program()?);
             models.run(&config(&home)?, &Shelf::of(&home), models::Surroundings { pip, nats, program })?;

@@ -43,8 +43,17 @@ pub struct Options {
     /// Tokens that an engine's cache holds over all its jobs; memory is taken as they are used. As many as
     /// [`crate::memory::fit`] finds room for when absent.
     pub kv_tokens: Option<usize>,
-    /// Most tokens of a step: longer prompts are computed in pieces, so that others stream meanwhile.
-    pub step_tokens: usize,
+    /// Most tokens of a step: longer prompts are computed in pieces, so that others stream meanwhile. By device when
+    /// absent.
+    pub step_tokens: Option<usize>,
+    /// Which GPU, as the driver counts them.
+    pub gpu: u32,
+    /// The part of the GPU's free memory that this worker takes, for a card that others share.
+    pub gpu_memory: f64,
+    /// Folders in which libraries of the GPU's maker may lie, besides the loader's.
+    pub gpu_libraries: Vec<PathBuf>,
+    /// Where kernels are kept that had to be compiled for this machine's GPU.
+    pub kernels_dir: PathBuf,
     /// Which workers the queue prefers, least first, 0 to 9: GPU before CPU, near before far. By device when absent.
     pub rank: Option<u8>,
     /// Seconds for which a stopping worker finishes what it has; the rest is given back.
@@ -63,7 +72,11 @@ impl Default for Options {
             activations: Activations::default(),
             slots: NonZeroU32::new(32).expect("32 is not zero"),
             kv_tokens: None,
-            step_tokens: 128,
+            step_tokens: None,
+            gpu: 0,
+            gpu_memory: 0.9,
+            gpu_libraries: Vec::new(),
+            kernels_dir: PathBuf::from(".flotilla/kernels"),
             rank: None,
             drain_s: 25,
         }
@@ -71,7 +84,7 @@ impl Default for Options {
 }
 
 /// What computes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Device {
     /// The best there is.
@@ -87,14 +100,24 @@ pub enum Device {
 const RANK_MAX: u8 = 9;
 /// Rank of a worker on the processor: GPUs go first, spare machines may stand behind.
 const RANK_CPU: u8 = 5;
+/// Rank of a worker on a GPU.
+const RANK_GPU: u8 = 1;
+/// Tokens of a step on a processor, and on a GPU, which computes as many in less time.
+const STEP_TOKENS: (usize, usize) = (128, 2048);
+
+/// What a worker turned out to compute on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The processor.
+    Processor,
+    /// A GPU.
+    Gpu,
+}
 
 impl Config {
     /// Refuses what cannot run, every fault at once.
     pub fn check(&self) -> Result<(), Faults> {
         let mut faults = Vec::new();
-        if self.worker.device == Device::Cuda {
-            faults.push("worker.device: this build computes on the processor only: set \"auto\" or \"cpu\"".to_owned());
-        }
         if self.level().is_none() {
             let names: Vec<&str> = Level::all().into_iter().map(Level::name).collect();
             faults.push(format!("worker.level: this machine has {}", names.join(", ")));
@@ -102,7 +125,10 @@ impl Config {
         if self.worker.rank.is_some_and(|rank| rank > RANK_MAX) {
             faults.push(format!("worker.rank: must be 0 to {RANK_MAX}"));
         }
-        if self.worker.kv_tokens == Some(0) || self.worker.step_tokens == 0 {
+        if !(0.0 < self.worker.gpu_memory && self.worker.gpu_memory <= 1.0) {
+            faults.push("worker.gpu_memory: must be greater than 0 and at most 1".to_owned());
+        }
+        if self.worker.kv_tokens == Some(0) || self.worker.step_tokens == Some(0) {
             faults.push("worker.kv_tokens and worker.step_tokens: must be greater than 0".to_owned());
         }
         for name in &self.worker.models {
@@ -137,8 +163,20 @@ impl Config {
 
     /// The rank in the queue.
     #[must_use]
-    pub fn rank(&self) -> u8 {
-        self.worker.rank.unwrap_or(RANK_CPU)
+    pub fn rank(&self, kind: Kind) -> u8 {
+        self.worker.rank.unwrap_or(match kind {
+            Kind::Processor => RANK_CPU,
+            Kind::Gpu => RANK_GPU,
+        })
+    }
+
+    /// Most tokens of a step.
+    #[must_use]
+    pub fn step_tokens(&self, kind: Kind) -> usize {
+        self.worker.step_tokens.unwrap_or(match kind {
+            Kind::Processor => STEP_TOKENS.0,
+            Kind::Gpu => STEP_TOKENS.1,
+        })
     }
 
     /// How long a stopping worker finishes what it has.
@@ -188,10 +226,10 @@ mod tests {
     fn the_shipped_file_says_what_the_defaults_are() {
         let (found, default) = (shipped().worker, Options::default());
         assert_eq!((&found.models_dir, found.device), (&default.models_dir, default.device));
-        assert_eq!(
-            (found.slots, found.step_tokens, found.drain_s),
-            (default.slots, default.step_tokens, default.drain_s)
-        );
+        assert_eq!((found.slots, found.drain_s), (default.slots, default.drain_s));
+        assert_eq!((found.gpu, found.gpu_memory), (default.gpu, default.gpu_memory));
+        assert_eq!(found.kernels_dir, default.kernels_dir);
+        assert_eq!(found.step_tokens, Some(STEP_TOKENS.0));
         assert_eq!((found.weights, found.activations), (default.weights, default.activations));
         assert_eq!(found.kv_tokens, Some(crate::memory::KV_TOKENS), "absent means as many, or what fits");
         assert_eq!(found.rank, Some(RANK_CPU));

@@ -16,6 +16,7 @@ use runtime::telemetry::Metrics;
 use runtime::{bus, cache, config, health, sessions, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use worker::config::Device;
 use worker::native::rounding;
 use worker::reader::Reader;
 use worker::{Config, Worker, memory, metrics, native, pull, queue, run, worker as parts};
@@ -40,6 +41,9 @@ struct Arguments {
     /// Folder of the model files.
     #[arg(long, env = "FLOTILLA_MODELS", value_name = "DIR")]
     models: Option<PathBuf>,
+    /// What computes: a GPU where there is one (auto), the processor (cpu), or a GPU and nothing else (cuda).
+    #[arg(long, env = "FLOTILLA_DEVICE", value_name = "DEVICE", value_enum)]
+    device: Option<Device>,
     /// What to do; runs the worker without.
     #[command(subcommand)]
     command: Option<Command>,
@@ -60,7 +64,7 @@ enum Command {
 }
 
 /// Which build this is, and for which devices it computes.
-static VERSION: LazyLock<String> = LazyLock::new(|| format!("{}, kernels: none", *runtime::RELEASE));
+static VERSION: LazyLock<String> = LazyLock::new(|| format!("{}, {}", *runtime::RELEASE, engine::cuda::embedded()));
 
 /// Something failed.
 const EXIT_FAILURE: u8 = 1;
@@ -113,6 +117,9 @@ fn configure(arguments: Arguments) -> Result<Config, config::Faults> {
     if let Some(models) = arguments.models {
         config.worker.models_dir = models;
     }
+    if let Some(device) = arguments.device {
+        config.worker.device = device;
+    }
     config.check()?;
     Ok(config)
 }
@@ -162,12 +169,12 @@ fn early() -> anyhow::Result<()> {
 /// Loads the models while the connection is made; `None` when told to stop before both are there.
 async fn assemble(config: &Config, stop: &CancellationToken) -> anyhow::Result<Option<Worker>> {
     let loading = config.clone();
-    let models = tokio::task::spawn_blocking(move || native::load(&loading));
+    let equipment = tokio::task::spawn_blocking(move || native::load(&loading));
     let name = parts::fresh_name();
     let connected = async { anyhow::Ok(bus::connect(&config.common.nats, name.as_str()).await?) };
     // A model that cannot be loaded is said at once, whether or not NATS is there.
-    let both = async { tokio::try_join!(async { anyhow::Ok(models.await.context("loading")??) }, connected) };
-    let (models, bus) = tokio::select! {
+    let both = async { tokio::try_join!(async { anyhow::Ok(equipment.await.context("loading")??) }, connected) };
+    let (equipment, bus) = tokio::select! {
         both = both => both?,
         () = stop.cancelled() => return Ok(None),
     };
@@ -176,11 +183,11 @@ async fn assemble(config: &Config, stop: &CancellationToken) -> anyhow::Result<O
         bus,
         sessions: sessions::Sessions::new(&config.common.redis)?,
         responses: cache::Responses::new(&config.common.redis)?,
-        device: native::device(config.worker.device).to_owned(),
-        models,
+        rank: config.rank(equipment.kind),
+        device: equipment.device,
+        models: equipment.models,
         reader: Reader::new(memory::media(allowed_bytes())),
         slots: config.worker.slots.get() as usize,
-        rank: config.rank(),
         now: parts::Now::default(),
     }))
 }

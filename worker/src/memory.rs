@@ -44,6 +44,36 @@ pub struct Part {
     pub context: usize,
 }
 
+/// Where weights and caches go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Store {
+    /// Bytes; `None` is no limit.
+    allowed: Option<u64>,
+    /// On a card: jobs at once. The process itself, pictures and sounds lie elsewhere.
+    card_slots: Option<usize>,
+}
+
+impl Store {
+    /// The process's own memory.
+    #[must_use]
+    pub fn host(allowed: Option<u64>) -> Self {
+        Self { allowed, card_slots: None }
+    }
+
+    /// A part of a GPU's, for a worker of so many jobs at once.
+    #[must_use]
+    pub fn card(allowed: u64, slots: usize) -> Self {
+        Self { allowed: Some(allowed), card_slots: Some(slots) }
+    }
+
+    /// Tokens of a cache where nobody says otherwise: on a card, which is there for it, what all jobs could use.
+    fn usual(self, parts: &[Part]) -> usize {
+        let longest = parts.iter().filter(|part| part.needs.kv_token > 0);
+        let longest = longest.map(|part| part.context.min(part.needs.context)).max().unwrap_or(KV_TOKENS);
+        self.card_slots.map_or(KV_TOKENS, |slots| slots.saturating_mul(longest))
+    }
+}
+
 /// How many tokens every model's cache holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fit {
@@ -55,10 +85,10 @@ pub enum Fit {
 
 /// Shares the memory out: `wanted` tokens or none of it, and where nobody wants a number as many as fit. `Err` is a
 /// sentence with what to do.
-pub fn fit(parts: &[Part], wanted: Option<usize>, allowed: Option<u64>) -> Result<Fit, String> {
-    let most = wanted.unwrap_or(KV_TOKENS);
-    let Some(allowed) = allowed else { return Ok(Fit::Wanted(most)) };
-    let account = Account::of(parts, allowed);
+pub fn fit(parts: &[Part], wanted: Option<usize>, store: Store) -> Result<Fit, String> {
+    let most = wanted.unwrap_or_else(|| store.usual(parts));
+    let Some(allowed) = store.allowed else { return Ok(Fit::Wanted(most)) };
+    let account = Account::of(parts, store, allowed);
     if account.total(most) <= allowed {
         return Ok(Fit::Wanted(most));
     }
@@ -92,13 +122,13 @@ struct Account {
 }
 
 impl Account {
-    fn of(parts: &[Part], allowed: u64) -> Self {
+    fn of(parts: &[Part], store: Store, allowed: u64) -> Self {
         let sum = |bytes: fn(&Needs) -> u64| parts.iter().map(|part| bytes(&part.needs)).fold(0, u64::saturating_add);
         Self {
             names: parts.iter().map(|part| part.name.as_str()).collect::<Vec<_>>().join(", "),
             allowed,
-            process: process(allowed),
-            media: if parts.iter().any(|part| part.modality != Modality::Text) {
+            process: if store.card_slots.is_some() { 0 } else { process(allowed) },
+            media: if store.card_slots.is_none() && parts.iter().any(|part| part.modality != Modality::Text) {
                 media(Some(allowed)).bytes
             } else {
                 0
@@ -193,6 +223,10 @@ fn process(allowed: u64) -> u64 {
 mod tests {
     use super::*;
 
+    fn fit(parts: &[Part], wanted: Option<usize>, allowed: Option<u64>) -> Result<Fit, String> {
+        super::fit(parts, wanted, Store::host(allowed))
+    }
+
     const MIB: u64 = 1 << 20;
 
     fn part(name: &str, context: usize) -> Part {
@@ -241,7 +275,7 @@ mod tests {
     fn what_is_called_enough_is_enough() {
         for wanted in [16, 2048, KV_TOKENS, 1 << 20] {
             let one = [part("m", 8192)];
-            let enough = Account::of(&one, MIB).enough(wanted) * MIB;
+            let enough = Account::of(&one, Store::host(None), MIB).enough(wanted) * MIB;
             assert_eq!(fit(&one, Some(wanted), Some(enough + MIB)), Ok(Fit::Wanted(wanted)));
             assert!(fit(&one, Some(wanted), Some(enough - 2 * MIB)).is_err());
         }
@@ -257,7 +291,7 @@ mod tests {
         };
         assert!(room(&texts).0 > room(&sounds).0 + 5000);
         assert!(room(&sounds).1.contains("pictures and sounds 160 MiB"), "{}", room(&sounds).1);
-        let account = Account::of(&sounds, MIB);
+        let account = Account::of(&sounds, Store::host(None), MIB);
         let enough = account.enough(KV_TOKENS) * MIB;
         assert_eq!(fit(&sounds, None, Some(enough + MIB)), Ok(Fit::Wanted(KV_TOKENS)));
         assert!(matches!(fit(&sounds, None, Some(enough - 2 * MIB)), Ok(Fit::Lowered(..))));
@@ -269,5 +303,14 @@ mod tests {
         assert_eq!(fit(&two, None, Some(1024 * MIB)), Ok(Fit::Wanted(KV_TOKENS)));
         let crowded = fit(&two, None, Some(256 * MIB)).unwrap_err();
         assert!(crowded.contains("do not fit") && crowded.contains("worker.models"), "{crowded}");
+    }
+
+    #[test]
+    fn a_card_holds_what_all_jobs_could_use() {
+        let one = [part("m", 8192)];
+        let on_card = |bytes| super::fit(&one, None, Store::card(bytes, 32)).unwrap();
+        assert_eq!(on_card(1 << 40), Fit::Wanted(32 * 8192));
+        let Fit::Lowered(tokens, _) = on_card(1 << 30) else { panic!("not lowered") };
+        assert!((KV_TOKENS / 2..32 * 8192).contains(&tokens), "{tokens}");
     }
 }

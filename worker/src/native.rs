@@ -9,11 +9,12 @@ mod samples;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use engine::cuda::{self, Card};
 use engine::encode as encoders;
 use engine::engine as native;
 use engine::load as decoders;
 use engine::model::contrast;
-use engine::needs::{Needs, needs};
+use engine::needs::{Needs, needs, needs_on_card};
 use engine::simd::Level;
 use engine::tensors::Tensors;
 use protocol::media::Modality;
@@ -22,25 +23,41 @@ use runtime::config::ModelEntry;
 use runtime::memory::allowed_bytes;
 use sha2::{Digest, Sha256};
 
-use crate::config::{Config, Device};
+use crate::config::{self, Config, Device};
 use crate::error::Error;
-use crate::memory::{self, Fit, Part};
+use crate::memory::{self, Fit, Part, Store};
 use crate::model::{Cancel, Model, Traits};
 use crate::reader::MediaBudget;
 use encode::{Encoder, Senses};
 use generate::Decoder;
 
+/// Models, and what they compute on.
+pub struct Equipment {
+    /// Every model that the configuration wants.
+    pub models: Vec<Model>,
+    /// Its name, for people.
+    pub device: String,
+    /// For its rank in the queue.
+    pub kind: config::Kind,
+}
+
 /// Loads every model that the configuration wants, with caches that fit into memory. Takes as long as reading the files.
-pub fn load(config: &Config) -> Result<Vec<Model>, Error> {
+pub fn load(config: &Config) -> Result<Equipment, Error> {
+    let place = Place::find(config)?;
+    Ok(Equipment { models: models(config, &place)?, device: place.name().to_owned(), kind: place.kind() })
+}
+
+fn models(config: &Config, place: &Place) -> Result<Vec<Model>, Error> {
     let shelf = shelf(config)?;
-    let settings = settings(config);
+    let settings = settings(config, place.kind());
     let part = |book: &Book<'_>| {
-        let (entry, needs) = (book.entry, book.needs(&settings)?);
+        let (entry, needs) = (book.entry, book.needs(&settings, place.kind())?);
         Ok(Part { name: entry.name.clone(), modality: entry.modality, needs, context: entry.context as usize })
     };
     let parts = shelf.iter().map(part).collect::<Result<Vec<Part>, Error>>()?;
     let allowed = allowed_bytes();
-    let kv_tokens = match memory::fit(&parts, config.worker.kv_tokens, allowed).map_err(Error::Setup)? {
+    let store = place.store(config, allowed);
+    let kv_tokens = match memory::fit(&parts, config.worker.kv_tokens, store).map_err(Error::Setup)? {
         Fit::Wanted(tokens) => tokens,
         Fit::Lowered(tokens, why) => {
             tracing::warn!("{why}");
@@ -49,7 +66,7 @@ pub fn load(config: &Config) -> Result<Vec<Model>, Error> {
     };
     let decoders = native::EngineConfig { kv_tokens, ..settings.decoders };
     let settings = Settings { decoders, ..settings };
-    shelf.iter().map(|book| book.load(settings, memory::media(allowed))).collect()
+    shelf.iter().map(|book| book.load((settings, place), memory::media(allowed))).collect()
 }
 
 /// How the engines are to be.
@@ -57,11 +74,67 @@ pub fn load(config: &Config) -> Result<Vec<Model>, Error> {
 struct Settings {
     decoders: native::EngineConfig,
     encoders: encoders::Settings,
-    level: Level,
+}
+
+/// What the engines compute on.
+struct Place(engine::device::Device);
+
+impl Place {
+    /// What the configuration asks for; a GPU that is not there is told, and is an error where nothing else is wanted.
+    fn find(config: &Config) -> Result<Self, Error> {
+        let processor = || Place(engine::device::Device::Processor(config.level().unwrap_or_else(Level::detect)));
+        let options = &config.worker;
+        let card = || {
+            Card::find(cuda::Settings {
+                ordinal: options.gpu,
+                libraries: options.gpu_libraries.clone(),
+                cache: Some(options.kernels_dir.clone()),
+                ..cuda::Settings::default()
+            })
+        };
+        match options.device {
+            Device::Cpu => Ok(processor()),
+            Device::Cuda => match card() {
+                Ok(card) => Ok(Place(engine::device::Device::Cuda(Arc::new(card)))),
+                Err(error) => Err(Error::Setup(format!("worker.device is \"cuda\", and {error}"))),
+            },
+            Device::Auto => Ok(card().map_or_else(
+                |why| {
+                    tracing::info!(%why, "no GPU computes: the processor does");
+                    processor()
+                },
+                |card| Place(engine::device::Device::Cuda(Arc::new(card))),
+            )),
+        }
+    }
+
+    fn name(&self) -> &str {
+        match &self.0 {
+            engine::device::Device::Processor(_) => "cpu",
+            engine::device::Device::Cuda(card) => card.name(),
+        }
+    }
+
+    fn kind(&self) -> config::Kind {
+        match self.0 {
+            engine::device::Device::Processor(_) => config::Kind::Processor,
+            engine::device::Device::Cuda(_) => config::Kind::Gpu,
+        }
+    }
+
+    /// Where weights and caches go: the process's own memory, or the part of the card that is the worker's.
+    fn store(&self, config: &Config, allowed: Option<u64>) -> Store {
+        match &self.0 {
+            engine::device::Device::Processor(_) => Store::host(allowed),
+            engine::device::Device::Cuda(card) => {
+                Store::card((card.free() as f64 * config.worker.gpu_memory) as u64, config.worker.slots.get() as usize)
+            }
+        }
+    }
 }
 
 /// What the configuration says of them, but for the size of their caches.
-fn settings(config: &Config) -> Settings {
+fn settings(config: &Config, kind: config::Kind) -> Settings {
     let options = &config.worker;
     let slots = options.slots.get() as usize;
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
@@ -71,12 +144,11 @@ fn settings(config: &Config) -> Settings {
             threads,
             activations: options.activations,
             kv_tokens: 0,
-            step_tokens: options.step_tokens,
+            step_tokens: config.step_tokens(kind),
             sequences_max: slots,
             queue_max: slots,
         },
         encoders: encoders::Settings { threads, weights: options.weights },
-        level: config.level().unwrap_or_else(Level::detect),
     }
 }
 
@@ -134,23 +206,17 @@ fn missing(config: &Config, entry: &ModelEntry) -> Error {
     ))
 }
 
-/// What the worker computes on, for people.
-#[must_use]
-pub fn device(device: Device) -> &'static str {
-    match device {
-        Device::Auto | Device::Cpu | Device::Cuda => "cpu",
-    }
-}
-
 impl Book<'_> {
-    fn needs(&self, settings: &Settings) -> Result<Needs, Error> {
-        match self.kind {
-            Kind::Decoder => Ok(needs(&self.path, &settings.decoders)?),
-            Kind::Encoder => Ok(encoders::needs(&self.path, settings.encoders)?),
+    fn needs(&self, settings: &Settings, kind: config::Kind) -> Result<Needs, Error> {
+        match (self.kind, kind) {
+            (Kind::Decoder, config::Kind::Processor) => Ok(needs(&self.path, &settings.decoders)?),
+            (Kind::Decoder, config::Kind::Gpu) => Ok(needs_on_card(&self.path, &settings.decoders)?),
+            (Kind::Encoder, config::Kind::Processor) => Ok(encoders::needs(&self.path, settings.encoders)?),
+            (Kind::Encoder, config::Kind::Gpu) => Ok(encoders::needs_on_card(&self.path)?),
         }
     }
 
-    fn load(&self, settings: Settings, budget: MediaBudget) -> Result<Model, Error> {
+    fn load(&self, settings: (Settings, &Place), budget: MediaBudget) -> Result<Model, Error> {
         match self.kind {
             Kind::Decoder => self.decoder(settings),
             Kind::Encoder => self.encoder(settings, budget),
@@ -167,8 +233,8 @@ impl Book<'_> {
         })
     }
 
-    fn decoder(&self, settings: Settings) -> Result<Model, Error> {
-        let loaded = self.checked(|| decoders::load_at(&self.path, &settings.decoders, settings.level))?;
+    fn decoder(&self, (settings, place): (Settings, &Place)) -> Result<Model, Error> {
+        let loaded = self.checked(|| decoders::load_on(&self.path, &settings.decoders, &place.0))?;
         let decoders::Loaded { model, tokenizer, template, info } = loaded;
         tracing::info!(model = %self.entry.name, family = %info.family, parameters = info.parameters, "loaded");
         let engine = Decoder::start(model, tokenizer, template, settings.decoders)?;
@@ -176,8 +242,8 @@ impl Book<'_> {
         Ok(self.model(fits, Traits::default(), Arc::new(engine)))
     }
 
-    fn encoder(&self, settings: Settings, budget: MediaBudget) -> Result<Model, Error> {
-        let loaded = self.checked(|| encoders::load_at(&self.path, settings.encoders, settings.level))?;
+    fn encoder(&self, (settings, place): (Settings, &Place), budget: MediaBudget) -> Result<Model, Error> {
+        let loaded = self.checked(|| encoders::load_on(&self.path, settings.encoders, &place.0))?;
         let encoders::Loaded { encoder, tokens, labels, info } = loaded;
         tracing::info!(model = %self.entry.name, family = %info.family, parameters = info.parameters, "loaded");
         let context = info.context.unwrap_or(usize::MAX);

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use engine::encode::{End, Engine, Event, Input, Job, Settings, load_at};
+use engine::device::Device;
+use engine::encode::{End, Engine, Event, Input, Job, Settings, load_on};
 use engine::engine::JobKey;
 use engine::fixture::minilm;
 use engine::simd::Level;
@@ -37,7 +38,7 @@ impl Bench {
             Some("int8") => Settings::int8(threads),
             _ => Settings::stored(threads),
         };
-        let loaded = load_at(&minilm(), settings, level).expect("the model loads");
+        let loaded = load_on(&minilm(), settings, &Device::Processor(level)).expect("the model loads");
         let (sender, events) = channel();
         let engine = Engine::start(loaded.encoder, 1, Box::new(move |event| drop(sender.send(event))));
         let encoder = loaded.tokens.expect("a model of texts");

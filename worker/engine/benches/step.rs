@@ -4,9 +4,10 @@
 use std::time::{Duration, Instant};
 
 use engine::backend::Activations;
+use engine::device::Device;
 use engine::engine::EngineConfig;
 use engine::fixture;
-use engine::load::{Loaded, load_at};
+use engine::load::{Loaded, load_on};
 use engine::plan::Plan;
 use engine::simd::Level;
 
@@ -74,7 +75,7 @@ fn main() {
     let config =
         EngineConfig { threads, activations, kv_tokens: 32 * 1024, step_tokens: 512, sequences_max: 32, queue_max: 1 };
     let start = Instant::now();
-    let mut loaded = load_at(&fixture::smollm2(), &config, level).expect("the fixture loads");
+    let mut loaded = load_on(&fixture::smollm2(), &config, &Device::Processor(level)).expect("the fixture loads");
     println!(
         "{} with {threads} threads; loaded in {:.2?}, {} MiB resident",
         level.name(),

@@ -26,4 +26,12 @@ pub enum Error {
     /// The device failed.
     #[error("device: {0}")]
     Device(String),
+    /// The device's memory has no room for what was asked; all that it held it still holds.
+    #[error("device: no room for {bytes} bytes, {free} are free")]
+    OutOfMemory {
+        /// What was asked for.
+        bytes: usize,
+        /// What was free then.
+        free: usize,
+    },
 }

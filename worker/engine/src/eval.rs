@@ -6,7 +6,7 @@ use crate::Error;
 use crate::backend::Activations;
 use crate::engine::EngineConfig;
 use crate::gguf::Gguf;
-use crate::load::decoder;
+use crate::load::on_processor;
 use crate::model::ModelConfig;
 use crate::plan::{BLOCK_TOKENS, BlockId, Output, Plan, SequenceId, Span, TokenId};
 use crate::sampler::Sampling;
@@ -48,7 +48,7 @@ pub fn logits_at(
         queue_max: 1,
     };
     let vocabulary = shape.vocabulary;
-    let mut model = decoder(&gguf, shape, &config, level)?;
+    let mut model = on_processor(&gguf, shape, &config, level)?;
     let mut all = Vec::new();
     for first in (0..tokens.len()).step_by(CHUNK) {
         let end = tokens.len().min(first + CHUNK);

@@ -1,6 +1,10 @@
 //! For tests and benches: where the real model is, a tiny one made from a seed, and steps to run on either.
 
+mod clip;
 mod families;
+mod noise;
+mod pictures;
+mod whisper;
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +17,11 @@ use crate::quant::Format;
 use crate::sampler::Sampling;
 use crate::tensors::{CONFIG, FAMILY, TOKENIZER, little_endian};
 
+pub use clip::{ClipShape, TowerShape, clip_bytes};
 pub use families::{FAMILIES, VOCABULARY, small_network};
+pub use noise::Noise;
+pub use pictures::efficientnet_bytes;
+pub use whisper::{WhisperShape, sound, whisper_bytes};
 
 const SMOLLM2: &str = "smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf";
 const GEMMA3: &str = "gemma-3-270m/gemma-3-270m-q4_k_m.gguf";
@@ -284,45 +292,81 @@ pub fn tiny_bert(path: &Path, seed: u64) {
 /// The bytes of [`tiny_bert`], with other numbers in its `config`.
 #[must_use]
 pub fn tiny_bert_bytes(seed: u64, overrides: &[(&str, serde_json::Value)]) -> Vec<u8> {
-    let tokenizer = wordpiece();
-    let vocabulary = crate::text::TextEncoder::parse(&tokenizer).expect("it is a tokenizer").vocabulary();
+    let vocabulary = crate::text::TextEncoder::parse(&wordpiece()).expect("it is a tokenizer").vocabulary();
+    let shape = BertShape {
+        width: BERT_WIDTH,
+        inner: BERT_INNER,
+        layers: BERT_LAYERS,
+        heads: 4,
+        vocabulary,
+        context: BERT_CONTEXT,
+    };
+    bert_bytes(seed, shape, overrides)
+}
+
+/// The numbers of a sentence encoder.
+#[derive(Clone, Copy, Debug)]
+pub struct BertShape {
+    /// Of a row.
+    pub width: usize,
+    /// Inside the feed-forward.
+    pub inner: usize,
+    /// Blocks of attention and feed-forward.
+    pub layers: usize,
+    /// Of attention.
+    pub heads: usize,
+    /// Tokens there are.
+    pub vocabulary: usize,
+    /// Tokens that it looks at.
+    pub context: usize,
+}
+
+/// A sentence encoder of this shape, its numbers drawn from `seed`, with other numbers in its `config`.
+#[must_use]
+pub fn bert_bytes(seed: u64, shape: BertShape, overrides: &[(&str, serde_json::Value)]) -> Vec<u8> {
+    let BertShape { width, inner, layers, heads, vocabulary, context } = shape;
     let mut config = serde_json::json!({
-        "model_type": "bert", "hidden_size": BERT_WIDTH, "num_hidden_layers": BERT_LAYERS, "num_attention_heads": 4,
-        "intermediate_size": BERT_INNER, "max_position_embeddings": BERT_CONTEXT + 16, "type_vocab_size": 2,
-        "vocab_size": vocabulary, "hidden_act": "gelu", "layer_norm_eps": 1e-12, "max_seq_length": BERT_CONTEXT,
+        "model_type": "bert", "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads,
+        "intermediate_size": inner, "max_position_embeddings": context + 16, "type_vocab_size": 2,
+        "vocab_size": vocabulary, "hidden_act": "gelu", "layer_norm_eps": 1e-12, "max_seq_length": context,
         "pooling": "mean",
     });
     for (key, value) in overrides {
         config[*key] = value.clone();
     }
     let mut shapes: Vec<(String, Vec<usize>)> = vec![
-        ("embeddings.word_embeddings.weight".into(), vec![vocabulary, BERT_WIDTH]),
-        ("embeddings.position_embeddings.weight".into(), vec![BERT_CONTEXT + 16, BERT_WIDTH]),
-        ("embeddings.token_type_embeddings.weight".into(), vec![2, BERT_WIDTH]),
-        ("embeddings.LayerNorm.weight".into(), vec![BERT_WIDTH]),
-        ("embeddings.LayerNorm.bias".into(), vec![BERT_WIDTH]),
+        ("embeddings.word_embeddings.weight".into(), vec![vocabulary, width]),
+        ("embeddings.position_embeddings.weight".into(), vec![context + 16, width]),
+        ("embeddings.token_type_embeddings.weight".into(), vec![2, width]),
+        ("embeddings.LayerNorm.weight".into(), vec![width]),
+        ("embeddings.LayerNorm.bias".into(), vec![width]),
     ];
-    for layer in 0..BERT_LAYERS {
+    for layer in 0..layers {
         for (part, rows, columns) in [
-            ("attention.self.query", BERT_WIDTH, BERT_WIDTH),
-            ("attention.self.key", BERT_WIDTH, BERT_WIDTH),
-            ("attention.self.value", BERT_WIDTH, BERT_WIDTH),
-            ("attention.output.dense", BERT_WIDTH, BERT_WIDTH),
-            ("intermediate.dense", BERT_INNER, BERT_WIDTH),
-            ("output.dense", BERT_WIDTH, BERT_INNER),
+            ("attention.self.query", width, width),
+            ("attention.self.key", width, width),
+            ("attention.self.value", width, width),
+            ("attention.output.dense", width, width),
+            ("intermediate.dense", inner, width),
+            ("output.dense", width, inner),
         ] {
             shapes.push((format!("encoder.layer.{layer}.{part}.weight"), vec![rows, columns]));
             shapes.push((format!("encoder.layer.{layer}.{part}.bias"), vec![rows]));
         }
         for part in ["attention.output.LayerNorm", "output.LayerNorm"] {
-            shapes.push((format!("encoder.layer.{layer}.{part}.weight"), vec![BERT_WIDTH]));
-            shapes.push((format!("encoder.layer.{layer}.{part}.bias"), vec![BERT_WIDTH]));
+            shapes.push((format!("encoder.layer.{layer}.{part}.weight"), vec![width]));
+            shapes.push((format!("encoder.layer.{layer}.{part}.bias"), vec![width]));
         }
     }
+    random_file(seed, &[(FAMILY, "bert"), (CONFIG, &config.to_string()), (TOKENIZER, &wordpiece())], &shapes)
+}
+
+/// A safetensors file of tensors of these names and shapes, their numbers drawn from `seed`.
+fn random_file(seed: u64, metadata: &[(&str, &str)], shapes: &[(String, Vec<usize>)]) -> Vec<u8> {
     let mut random = Random(seed);
     let tensors: Vec<(&str, &[usize], Vec<f32>)> =
         shapes.iter().map(|(name, shape)| (name.as_str(), shape.as_slice(), random.tensor(name, shape))).collect();
-    tensors_file(&[(FAMILY, "bert"), (CONFIG, &config.to_string()), (TOKENIZER, &tokenizer)], &tensors)
+    tensors_file(metadata, &tensors)
 }
 
 /// SplitMix64: short, seedable and good enough for weights.
@@ -346,9 +390,9 @@ impl Random {
     /// variance of their input.
     fn tensor(&mut self, name: &str, shape: &[usize]) -> Vec<f32> {
         let (centre, spread) = match shape {
-            [_] if name.ends_with("LayerNorm.weight") => (1.0, 0.2),
+            [_] if name.to_ascii_lowercase().contains("norm") && name.ends_with(".weight") => (1.0, 0.2),
             [_] => (0.0, 0.1),
-            [.., columns] => (0.0, spread(*columns as u64)),
+            [_, inputs @ ..] => (0.0, spread(inputs.iter().product::<usize>() as u64)),
             [] => (0.0, 1.0),
         };
         (0..shape.iter().product()).map(|_| centre + spread * (2.0 * self.unit() - 1.0)).collect()

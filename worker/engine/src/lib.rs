@@ -7,6 +7,9 @@
 
 pub mod backend;
 pub mod blocks;
+pub mod check;
+pub mod cuda;
+pub mod device;
 pub mod encode;
 pub mod engine;
 pub mod error;

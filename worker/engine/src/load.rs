@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::Error;
 use crate::backend::StepLimits;
 use crate::backend::cpu::Cpu;
+use crate::device::{self, Device};
 use crate::engine::EngineConfig;
 use crate::gguf::Gguf;
 use crate::model::{Decoder, Model, ModelConfig, Room};
@@ -44,11 +45,11 @@ pub struct Info {
 
 /// Loads the model at `path` for the best instructions of this machine.
 pub fn load(path: &Path, config: &EngineConfig) -> Result<Loaded, Error> {
-    load_at(path, config, Level::detect())
+    load_on(path, config, &Device::processor())
 }
 
-/// Loads the model at `path` for the instructions of `level`.
-pub fn load_at(path: &Path, config: &EngineConfig, level: Level) -> Result<Loaded, Error> {
+/// Loads the model at `path` onto `device`.
+pub fn load_on(path: &Path, config: &EngineConfig, device: &Device) -> Result<Loaded, Error> {
     let gguf = Gguf::open(path)?;
     let shape = ModelConfig::from_gguf(&gguf)?;
     let info = Info {
@@ -62,22 +63,37 @@ pub fn load_at(path: &Path, config: &EngineConfig, level: Level) -> Result<Loade
     Ok(Loaded {
         tokenizer: Arc::new(Tokenizer::from_gguf(&gguf)?),
         template: Template::from_gguf(&gguf)?,
-        model: Box::new(decoder(&gguf, shape, config, level)?),
+        model: decoder(&gguf, shape, config, device)?,
         info,
     })
 }
 
+fn decoder(gguf: &Gguf, shape: ModelConfig, config: &EngineConfig, device: &Device) -> Result<Box<dyn Model>, Error> {
+    match device {
+        Device::Processor(level) => Ok(Box::new(on_processor(gguf, shape, config, *level)?)),
+        Device::Cuda(card) => {
+            let (room, limits) = room_and_limits(&shape, config)?;
+            Ok(Box::new(Decoder::load(gguf, shape, room, device::cuda(card, limits)?)?))
+        }
+    }
+}
+
 /// The decoder of `gguf` on the processor.
-pub(crate) fn decoder(
+pub(crate) fn on_processor(
     gguf: &Gguf,
     shape: ModelConfig,
     config: &EngineConfig,
     level: Level,
 ) -> Result<Decoder<Cpu>, Error> {
+    let (room, limits) = room_and_limits(&shape, config)?;
+    Decoder::load(gguf, shape, room, Cpu::new(level, config.threads, limits).with(config.activations))
+}
+
+/// The room of a model, and what a step of its device may hold.
+pub(crate) fn room_and_limits(shape: &ModelConfig, config: &EngineConfig) -> Result<(Room, StepLimits), Error> {
     let room = room(config)?;
     let tables = shape.context.min(config.kv_tokens).div_ceil(BLOCK_TOKENS).saturating_mul(room.outputs);
-    let limits = StepLimits { rows: room.step_tokens, outputs: room.outputs, blocks: tables };
-    Decoder::load(gguf, shape, room, Cpu::new(level, config.threads, limits).with(config.activations))
+    Ok((room, StepLimits { rows: room.step_tokens, outputs: room.outputs, blocks: tables }))
 }
 
 fn room(config: &EngineConfig) -> Result<Room, Error> {

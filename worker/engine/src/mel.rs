@@ -39,6 +39,7 @@ const MEL_MAX: f64 = 45.245_640_471_924_965;
 pub struct Loudest(f32);
 
 /// Computes frames of bands.
+#[derive(Clone)]
 pub struct Mel {
     transform: Arc<dyn RealToComplex<f32>>,
     window: Vec<f32>,
@@ -50,7 +51,7 @@ pub struct Mel {
 }
 
 /// A triangular filter over a few bins of the spectrum.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Band {
     first: usize,
     weights: Vec<f32>,

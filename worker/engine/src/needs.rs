@@ -19,6 +19,9 @@ const SINGLE: usize = size_of::<f32>();
 /// A number of keys and values.
 const HALF: usize = size_of::<u16>();
 
+/// What a GPU wants whatever computes on it: its context, kernels and libraries.
+pub(crate) const CARD: u64 = 1 << 30;
+
 /// What a model takes, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Needs {
@@ -48,6 +51,17 @@ pub fn needs(path: &Path, config: &EngineConfig) -> Result<Needs, Error> {
     let kv = 2 * shape.layers * shape.kv_heads * shape.head_width * HALF;
     let workspace = workspace(&shape, config) as u64;
     Ok(Needs { weights, workspace, kv_token: kv as u64, context: shape.context })
+}
+
+/// As [`needs`], of a GPU's memory: weights of two bytes a number, as it holds them.
+pub fn needs_on_card(path: &Path, config: &EngineConfig) -> Result<Needs, Error> {
+    let gguf = Gguf::open(path)?;
+    let shape = ModelConfig::from_gguf(&gguf)?;
+    let numbers = gguf.tensors().map(|tensor| tensor.elements()).fold(0, u64::saturating_add);
+    let needs = needs(path, config)?;
+    // Parts of long attentions, inputs of products and the vendor's library want room as well.
+    let workspace = needs.workspace.saturating_add(workspace(&shape, config) as u64).saturating_add(CARD);
+    Ok(Needs { weights: numbers.saturating_mul(HALF as u64), workspace, ..needs })
 }
 
 fn packed(tensor: &Tensor<'_>) -> u64 {

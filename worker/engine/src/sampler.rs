@@ -1,7 +1,8 @@
 //! Logits to token: repetition penalty, mask, temperature, top-k, top-p, min-p, draw, in this order.
 //!
 //! Weights are fixed-point integers, so that sums do not depend on the order of addition: equal logits give the equal
-//! token wherever they were computed, and a device may add in parallel. The draw walks the kept tokens by ascending
+//! token wherever they were computed, and a device may add in parallel. How a logit becomes a weight is fixed to the
+//! last rounding, so that `kernels/sample.cu` chooses the same tokens. The draw walks the kept tokens by ascending
 //! token id. NaN counts as the least likely of the allowed tokens; equal logits are ranked by token id, lower first.
 
 mod philox;
@@ -32,8 +33,12 @@ pub struct Sampling {
 /// is less than 10^-12 times as likely weighs nothing.
 const WEIGHT_BITS: u32 = 40;
 
-/// Logits below the greatest by more than this weigh nothing: ln 2^-40 is -27.7.
-const NEGLIGIBLE: f32 = -28.0;
+/// 2^x for x within half of 0, by powers of x, to 2 parts in 10^7: the polynomial of the least relative error that
+/// begins as the exact series does, its terms from the last.
+const POWER: [f32; 6] = [0.001_330_060_5, 0.009_669_691, 0.055_505_585, 0.240_222_83, std::f32::consts::LN_2, 1.0];
+
+/// Added to a number and taken off again, this rounds it to a whole one, which is then in the last bits of the sum.
+const ROUNDER: f32 = 12_582_912.0;
 
 /// Kept tokens sorted in one go when a cut by probability looks for its end; doubled until it is found.
 const SORTED_FIRST: usize = 64;
@@ -104,7 +109,8 @@ impl Sampler {
         if !is_random || greatest == f32::NEG_INFINITY {
             return best;
         }
-        let weigh = |logit: f32| weight((logit - greatest) / sampling.temperature);
+        let factor = octaves_per_logit(sampling.temperature);
+        let weigh = |logit: f32| weight((logit - greatest) * factor);
         let random = philox::bits(sampling.seed, output.position);
         match sampling.top_k {
             Some(k) => self.keep_top(logits, k.get() as usize, weigh),
@@ -247,9 +253,24 @@ fn likeliest(logits: &[f32]) -> TokenId {
     token.expect("the greatest is one of them") as TokenId
 }
 
-/// Weight of a scaled logit, relative to the greatest, which is at 0.
-fn weight(scaled: f32) -> u64 {
-    if scaled < NEGLIGIBLE { 0 } else { (scaled.exp() * (1u64 << WEIGHT_BITS) as f32) as u64 }
+/// Doublings of the probability for each 1 of a logit; finite, so that nothing times it is nothing.
+fn octaves_per_logit(temperature: f32) -> f32 {
+    (std::f32::consts::LOG2_E / temperature).min(f32::MAX)
+}
+
+/// Weight of a token that is `2^octaves` times as likely as the likeliest, which is at 0. No step may be fused with
+/// another: a device rounds where this rounds.
+fn weight(octaves: f32) -> u64 {
+    if octaves.is_nan() || octaves < -(WEIGHT_BITS as f32) {
+        return 0;
+    }
+    let rounded = octaves + ROUNDER;
+    let rest = octaves - (rounded - ROUNDER);
+    let power = POWER.iter().fold(0.0, |sum, term| sum * rest + term);
+    // The power times 2^whole as the bits of a float, then shifted to fixed point.
+    let bits = power.to_bits().wrapping_add(rounded.to_bits() << 23);
+    let mantissa = u64::from(bits & 0x7f_ffff | 0x80_0000);
+    (mantissa << (WEIGHT_BITS - 23)) >> (127 - (bits >> 23))
 }
 
 /// A number in `0..total`, uniform up to 2^-64 times the total.

@@ -23,7 +23,7 @@ async fn eight_chats_stream_at_once_and_say_the_same() {
     let file = engine::fixture::smollm2();
     config.worker.models_dir = file.ancestors().nth(2).unwrap().to_path_buf();
     let started = Instant::now();
-    let model = tokio::task::spawn_blocking(move || native::load(&config)).await.unwrap().unwrap().remove(0);
+    let model = tokio::task::spawn_blocking(move || native::load(&config)).await.unwrap().unwrap().models.remove(0);
     println!("loaded in {:?}", started.elapsed());
     let bench = Bench::start().await;
     bench.lanes(model.modality, &model.loaded.name).await;

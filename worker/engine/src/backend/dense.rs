@@ -135,6 +135,10 @@ pub struct InvertedResidual<'a, B: Backend + ?Sized> {
 
 /// A device for encoders.
 pub trait Dense: Backend {
+    /// How many times as many inputs are best computed side by side as on a processor.
+    fn appetite(&self) -> usize {
+        1
+    }
     /// Packs a matrix whose rows are gathered: as the file has it, however the weights of products are held.
     ///
     /// # Errors

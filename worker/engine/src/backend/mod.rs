@@ -5,6 +5,7 @@
 //! A backend never sees a request, a text or a file.
 
 pub mod cpu;
+pub mod cuda;
 pub mod dense;
 pub mod scalar;
 mod step;
@@ -141,6 +142,17 @@ impl Reach {
     }
 }
 
+/// Rows about to be normed: `x / rms(x) * weight`.
+#[derive(Debug)]
+pub struct Normed<'a, B> {
+    /// The rows.
+    pub x: &'a B,
+    /// As wide as they are.
+    pub weight: &'a B,
+    /// Added to the mean square.
+    pub epsilon: f32,
+}
+
 /// What becomes of rows (queries | keys | values) before queries and keys meet: in this order.
 #[derive(Clone, Copy, Debug)]
 pub struct Turn<'a, B> {
@@ -175,10 +187,20 @@ pub trait Backend: Send {
 
     /// A buffer for up to `rows` rows.
     fn buffer(&self, rows: usize, width: usize) -> Result<Self::Buf, Error>;
+    /// A buffer that only products and attention read: a device may round its numbers as it rounds their inputs.
+    fn inputs(&self, rows: usize, width: usize) -> Result<Self::Buf, Error> {
+        self.buffer(rows, width)
+    }
     /// A buffer of constants: rows of `width`.
     fn upload(&self, numbers: &[f32], width: usize) -> Result<Self::Buf, Error>;
     /// Packs matrices of equal inputs as one, their outputs side by side.
     fn pack(&mut self, parts: &[Matrix<'_>]) -> Result<Self::Weight, Error>;
+    /// A matrix of noise, to measure with.
+    fn noise(&mut self, outputs: usize, inputs: usize) -> Result<Self::Weight, Error> {
+        let mut noise = crate::fixture::Noise(outputs as u64);
+        let data = noise.matrix(Format::BF16, outputs, inputs);
+        self.pack(&[Matrix { format: Format::BF16, columns: inputs, data: &data }])
+    }
     /// An empty cache.
     fn kv(&self, shape: KvShape) -> Result<Self::Kv, Error>;
 
@@ -196,13 +218,51 @@ pub trait Backend: Send {
     fn linear(&mut self, x: &Self::Buf, weight: &Self::Weight, epilogue: Epilogue, out: &mut Self::Buf);
     /// `out = gate(x) * up` of rows (x | up).
     fn glu(&mut self, x: &Self::Buf, gate: Gate, out: &mut Self::Buf);
+    /// `out = norm(x) * weight^T`. `normed` is anybody's afterwards.
+    fn norm_linear(
+        &mut self,
+        x: Normed<'_, Self::Buf>,
+        weight: &Self::Weight,
+        normed: &mut Self::Buf,
+        out: &mut Self::Buf,
+    ) {
+        self.norm(x.x, x.weight, x.epsilon, normed);
+        self.linear(normed, weight, Epilogue::Store, out);
+    }
+    /// `out = gate(g) * up` of (g | up) `= norm(x) * weight^T`. `between`, rows of `x` and of (g | up), is anybody's
+    /// afterwards.
+    fn norm_glu(
+        &mut self,
+        x: Normed<'_, Self::Buf>,
+        (weight, gate): (&Self::Weight, Gate),
+        between: (&mut Self::Buf, &mut Self::Buf),
+        out: &mut Self::Buf,
+    ) {
+        self.norm_linear(x, weight, between.0, between.1);
+        self.glu(between.1, gate, out);
+    }
     /// Turns the queries and keys of rows (queries | keys | values), and writes keys and values to the layer's cache.
     fn rope_qk_write(&mut self, qkv: &mut Self::Buf, turn: &Turn<'_, Self::Buf>, kv: &mut Self::Kv, layer: usize);
     /// Causal attention of each row's queries over its sequence's cache of a layer, this step's rows included, as far
     /// back as the layer reaches.
     fn attention(&mut self, qkv: &Self::Buf, kv: &Self::Kv, layer: (usize, Reach), out: &mut Self::Buf);
+    /// [`Backend::rope_qk_write`] and the [`Backend::attention`] of its rows. `qkv` is anybody's afterwards.
+    fn turn_and_attend(
+        &mut self,
+        qkv: &mut Self::Buf,
+        turn: &Turn<'_, Self::Buf>,
+        (kv, layer, reach): (&mut Self::Kv, usize, Reach),
+        out: &mut Self::Buf,
+    ) {
+        self.rope_qk_write(qkv, turn, kv, layer);
+        self.attention(qkv, kv, (layer, reach), out);
+    }
     /// Keeps the rows of the plan's outputs.
     fn take_outputs(&mut self, x: &Self::Buf, out: &mut Self::Buf);
+    /// Nothing more of the step comes but its sampling: what was only recorded until now runs.
+    fn step_end(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
     /// Chooses a token for each of the plan's outputs; uses the logits up.
     fn sample(&mut self, logits: &mut Self::Buf, plan: &Plan) -> Ticket;
     /// Appends what [`Backend::sample`] chose.

@@ -98,6 +98,16 @@ impl Step {
         &self.blocks[row.blocks.clone()]
     }
 
+    /// Where a row's table begins in [`Step::blocks`].
+    pub(super) fn table_start(&self, row: &Row) -> usize {
+        row.blocks.start
+    }
+
+    /// The tables of all spans.
+    pub(super) fn blocks(&self) -> &[BlockId] {
+        &self.blocks
+    }
+
     pub(super) fn outputs(&self) -> &[usize] {
         &self.outputs
     }

@@ -3,13 +3,12 @@
 
 mod dense;
 
-use half::f16;
 use proptest::test_runner::{Config, TestRunner};
 
 use super::cpu::Cpu;
 use super::scalar::Scalar;
 use super::{Activations, Backend, Epilogue, Gate, HeadNorms, KvShape, Matrix, Reach, StepLimits, Turn, Weights};
-use crate::fixture;
+use crate::fixture::{self, Noise};
 use crate::plan::{BlockId, Plan};
 use crate::quant::Format;
 use crate::simd::Level;
@@ -27,57 +26,6 @@ const FORMATS: [Format; 10] = [
     Format::Q5K,
     Format::Q6K,
 ];
-
-/// Numbers that look random, the same at every run.
-struct Noise(u64);
-
-impl Noise {
-    fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
-    }
-
-    /// In -1 to 1.
-    fn number(&mut self) -> f32 {
-        (self.bits() >> 40) as f32 / (1 << 23) as f32 - 1.0
-    }
-
-    fn numbers(&mut self, len: usize) -> Vec<f32> {
-        (0..len).map(|_| self.number()).collect()
-    }
-
-    /// A matrix of any format: random integers under sane scales.
-    fn matrix(&mut self, format: Format, rows: usize, columns: usize) -> Vec<u8> {
-        let blocks = rows * columns / format.block_len();
-        let mut data = Vec::new();
-        for _ in 0..blocks {
-            let first = data.len();
-            data.extend((0..format.block_bytes()).map(|_| (self.bits() >> 32) as u8));
-            let scale = f16::from_f32(self.number() * 0.1).to_le_bytes();
-            match format {
-                Format::F32 => data[first..].copy_from_slice(&self.number().to_le_bytes()),
-                Format::F16 => data[first..].copy_from_slice(&f16::from_f32(self.number()).to_le_bytes()),
-                Format::BF16 => data[first..].copy_from_slice(&self.number().to_le_bytes()[2..]),
-                Format::Q4_1 => {
-                    data[first..first + 2].copy_from_slice(&scale);
-                    data[first + 2..first + 4].copy_from_slice(&f16::from_f32(self.number()).to_le_bytes());
-                }
-                Format::Q4_0 | Format::Q5_0 | Format::Q8_0 => data[first..first + 2].copy_from_slice(&scale),
-                Format::Q4K | Format::Q5K => {
-                    data[first..first + 2].copy_from_slice(&f16::from_f32(self.number() * 0.01).to_le_bytes());
-                    data[first + 2..first + 4].copy_from_slice(&f16::from_f32(self.number() * 0.1).to_le_bytes());
-                }
-                Format::Q6K => {
-                    let scale = f16::from_f32(self.number() * 0.001).to_le_bytes();
-                    data[first + 208..].copy_from_slice(&scale);
-                }
-            }
-        }
-        data
-    }
-}
 
 /// A plan of spans (tokens before, rows), each with blocks of its own in a scattered order; an output at each end.
 fn plan(spans: &[(usize, usize)], vocabulary: u32) -> Plan {

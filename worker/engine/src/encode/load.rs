@@ -7,12 +7,13 @@ use std::time::Duration;
 use super::{Budget, Encoder, Picturing};
 use crate::Error;
 use crate::backend::cpu::Cpu;
+use crate::backend::dense::Dense;
 use crate::backend::{Activations, StepLimits, Weights};
+use crate::device::{self, Device};
 use crate::model::whisper::Whisper;
 use crate::model::{Bert, BertConfig, Clip, ClipConfig, EfficientNet};
-use crate::needs::Needs;
+use crate::needs::{CARD, Needs};
 use crate::quant::Format;
-use crate::simd::Level;
 use crate::simd::panel::packed_bytes;
 use crate::tensors::{FAMILY, TOKENIZER, Tensor, Tensors};
 use crate::text::TextEncoder;
@@ -21,6 +22,8 @@ use crate::text::TextEncoder;
 const BATCH_TOKENS: usize = 1024;
 /// Tokens of a batch of sentences for each thread: what they compute stays in its cache from layer to layer.
 const THREAD_TOKENS: usize = 128;
+/// Tokens of a batch of sentences on a GPU.
+const GPU_TOKENS: usize = 32 * 1024;
 /// Texts of a batch.
 const BATCH_TEXTS: usize = 256;
 /// How long a text waits for those that came with the last one: far less than a batch computes.
@@ -91,23 +94,36 @@ impl Settings {
 /// # Errors
 /// When the file cannot be read, is broken, or is of a family that is not computed.
 pub fn load(path: &Path, settings: Settings) -> Result<Loaded, Error> {
-    load_at(path, settings, Level::detect())
+    load_on(path, settings, &Device::processor())
 }
 
-/// Loads the encoder at `path` for the instructions of `level`.
+/// Loads the encoder at `path` onto `device`.
 ///
 /// # Errors
 /// As [`load`].
-pub fn load_at(path: &Path, settings: Settings, level: Level) -> Result<Loaded, Error> {
+pub fn load_on(path: &Path, settings: Settings, device: &Device) -> Result<Loaded, Error> {
     let tensors = Tensors::open(path)?;
-    let cpu = |limits| Cpu::new(level, settings.threads, limits).with(Activations::default()).holding(settings.weights);
-    let nothing = StepLimits { rows: 0, outputs: 0, blocks: 0 };
+    // Encoders have no steps.
+    let limits = StepLimits { rows: 1, outputs: 1, blocks: 1 };
+    match device {
+        Device::Processor(level) => {
+            let cpu = Cpu::new(*level, settings.threads, limits).holding(settings.weights);
+            let activations = match tensors.text(FAMILY)? {
+                "bert" => Activations::Sparse,
+                _ => Activations::default(),
+            };
+            load_family(&tensors, sentence_tokens(settings.threads), cpu.with(activations))
+        }
+        Device::Cuda(card) => load_family(&tensors, GPU_TOKENS, device::cuda(card, limits)?),
+    }
+}
+
+fn load_family<B: Dense + 'static>(tensors: &Tensors, tokens: usize, backend: B) -> Result<Loaded, Error> {
     match tensors.text(FAMILY)? {
-        "bert" => bert(&tensors, settings.threads, cpu(nothing).with(Activations::Sparse)),
-        "efficientnet" => efficientnet(&tensors, cpu(nothing)),
-        // Its decoder works a row for each window of a batch.
-        "whisper" => whisper(&tensors, cpu(StepLimits { rows: 1, outputs: 1, blocks: 1 })),
-        "clip" => clip(&tensors, cpu(nothing)),
+        "bert" => bert(tensors, tokens, backend),
+        "efficientnet" => efficientnet(tensors, backend),
+        "whisper" => whisper(tensors, backend),
+        "clip" => clip(tensors, backend),
         other => Err(unknown(other)),
     }
 }
@@ -132,6 +148,18 @@ pub fn needs(path: &Path, settings: Settings) -> Result<Needs, Error> {
     }
 }
 
+/// As [`needs`], of a GPU's memory.
+///
+/// # Errors
+/// As [`load`].
+pub fn needs_on_card(path: &Path) -> Result<Needs, Error> {
+    let needs = needs(path, Settings::stored(1))?;
+    let parameters = Tensors::open(path)?.parameters();
+    // Batches are as much larger as a GPU takes, their numbers half as wide.
+    let workspace = needs.workspace.saturating_mul(GPU_TOKENS as u64 / BATCH_TOKENS as u64).saturating_add(CARD);
+    Ok(Needs { weights: parameters.saturating_mul(2), workspace, ..needs })
+}
+
 /// That of products, where they are rounded; else that of the tensor which stands for all.
 fn precision(tensors: &Tensors, format: Format) -> &'static str {
     if tensors.holds(Format::Q8_0) { Format::Q8_0.name() } else { format.name() }
@@ -146,9 +174,9 @@ fn sentence_tokens(threads: usize) -> usize {
     threads.saturating_mul(THREAD_TOKENS).min(BATCH_TOKENS)
 }
 
-fn bert(tensors: &Tensors, threads: usize, cpu: Cpu) -> Result<Loaded, Error> {
-    let budget = Budget { units: sentence_tokens(threads), inputs: BATCH_TEXTS, max_wait: MAX_WAIT };
-    let encoder = Bert::load(tensors, budget, cpu)?;
+fn bert<B: Dense + 'static>(tensors: &Tensors, tokens: usize, backend: B) -> Result<Loaded, Error> {
+    let budget = Budget { units: tokens, inputs: BATCH_TEXTS, max_wait: MAX_WAIT };
+    let encoder = Bert::load(tensors, budget, backend)?;
     let config = encoder.config();
     let tokens = TextEncoder::parse(tensors.text(TOKENIZER)?)?;
     if tokens.vocabulary() > config.vocabulary {
@@ -174,7 +202,7 @@ fn bert_needs(tensors: &Tensors, threads: usize) -> Result<Needs, Error> {
     Ok(Needs { weights: tensors.bytes(), workspace: workspace as u64, kv_token: 0, context: config.context })
 }
 
-fn efficientnet(tensors: &Tensors, cpu: Cpu) -> Result<Loaded, Error> {
+fn efficientnet<B: Dense + 'static>(tensors: &Tensors, backend: B) -> Result<Loaded, Error> {
     let bias = tensors.tensor("classifier.bias")?;
     let (labels, classes) = (tensors.labels()?, bias.shape.first().copied().unwrap_or(0));
     if labels.len() != classes {
@@ -187,7 +215,7 @@ fn efficientnet(tensors: &Tensors, cpu: Cpu) -> Result<Loaded, Error> {
         context: None,
         width: None,
     };
-    Ok(Loaded { encoder: Box::new(EfficientNet::load(tensors, cpu)?), tokens: None, labels, info })
+    Ok(Loaded { encoder: Box::new(EfficientNet::load(tensors, backend)?), tokens: None, labels, info })
 }
 
 fn efficientnet_needs(tensors: &Tensors) -> Result<Needs, Error> {
@@ -214,7 +242,7 @@ fn whisper_bytes(name: &str, tensor: &Tensor<'_>) -> u64 {
     }
 }
 
-fn whisper(tensors: &Tensors, cpu: Cpu) -> Result<Loaded, Error> {
+fn whisper<B: Dense + 'static>(tensors: &Tensors, backend: B) -> Result<Loaded, Error> {
     let info = Info {
         family: "whisper".into(),
         parameters: tensors.parameters(),
@@ -222,7 +250,7 @@ fn whisper(tensors: &Tensors, cpu: Cpu) -> Result<Loaded, Error> {
         context: None,
         width: None,
     };
-    Ok(Loaded { encoder: Box::new(Whisper::load(tensors, cpu)?), tokens: None, labels: Vec::new(), info })
+    Ok(Loaded { encoder: Box::new(Whisper::load(tensors, backend)?), tokens: None, labels: Vec::new(), info })
 }
 
 /// Weights in single precision at most, whatever the file has, and what the model computes in.
@@ -231,9 +259,10 @@ fn plain_needs(tensors: &Tensors, workspace: u64) -> Needs {
     Needs { weights, workspace, kv_token: 0, context: 0 }
 }
 
-fn clip(tensors: &Tensors, cpu: Cpu) -> Result<Loaded, Error> {
-    let budget = Budget { units: BATCH_TOKENS, inputs: BATCH_TEXTS, max_wait: MAX_WAIT };
-    let encoder = Clip::load(tensors, budget, cpu)?;
+fn clip<B: Dense + 'static>(tensors: &Tensors, backend: B) -> Result<Loaded, Error> {
+    let units = BATCH_TOKENS * backend.appetite();
+    let budget = Budget { units, inputs: BATCH_TEXTS, max_wait: MAX_WAIT };
+    let encoder = Clip::load(tensors, budget, backend)?;
     let config = encoder.config();
     let tokens = TextEncoder::parse(tensors.text(TOKENIZER)?)?;
     if tokens.vocabulary() > config.text.vocabulary {

@@ -203,7 +203,7 @@ impl<B: Dense> Bert<B> {
         let budget = Budget { units: budget.units.max(config.context), ..budget };
         let mut loader = Loader { tensors, backend: &mut backend };
         let weights = Weights::load(&mut loader, &config)?;
-        let rows = |width| backend.buffer(budget.units, width);
+        let rows = |width| backend.inputs(budget.units, width);
         let scratch = Scratch {
             x: rows(config.width)?,
             y: rows(config.width)?,
@@ -279,6 +279,8 @@ impl<B: Dense> Encoder for Bert<B> {
             return Err(Error::Device(format!("a batch beyond {:?}", self.budget)));
         }
         self.compute();
+        // What the device could not do is known only now.
+        self.backend.step_end()?;
         turns.extend(self.pooled.chunks_exact(self.config.width).map(direction));
         Ok(())
     }

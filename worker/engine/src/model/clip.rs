@@ -160,8 +160,8 @@ impl<B: Dense> Vision<B> {
             // The name is misspelt where the model comes from.
             first: loader.norm("vision_model.pre_layrnorm", width)?,
             pixels: loader.backend.buffer(pictures * config.side * config.side, CHANNELS)?,
-            unfolded: loader.backend.buffer(patches, taps)?,
-            patches: loader.backend.buffer(patches, width)?,
+            unfolded: loader.backend.inputs(patches, taps)?,
+            patches: loader.backend.inputs(patches, width)?,
             places: Vec::new(),
             zeros: Vec::new(),
         })
@@ -187,17 +187,17 @@ impl<B: Dense> Vision<B> {
         backend.unfold(&self.pixels, &config.window(), &mut self.unfolded);
         backend.linear(&self.unfolded, &self.patch, Epilogue::Store, &mut self.patches);
         // No row of the batch before.
-        backend.write(&[], self.tower.rows());
+        backend.write(&[], self.tower.rows_to_norm());
         self.place(0..(batch.len() * rows) as u32, |row| row % rows as u32 != 0);
-        backend.scatter(View { rows: &self.patches, column: 0 }, &self.places, self.tower.rows());
+        backend.scatter(View { rows: &self.patches, column: 0 }, &self.places, self.tower.rows_to_norm());
         self.zeros.clear();
         self.zeros.resize(batch.len(), 0);
         backend.gather(&self.whole, &self.zeros, &mut self.patches);
         self.place(0..(batch.len() * rows) as u32, |row| row % rows as u32 == 0);
-        backend.scatter(View { rows: &self.patches, column: 0 }, &self.places, self.tower.rows());
+        backend.scatter(View { rows: &self.patches, column: 0 }, &self.places, self.tower.rows_to_norm());
         self.places.clear();
         self.places.extend((0..batch.len()).flat_map(|_| 0..rows as u32));
-        backend.add_rows(&self.positions, &self.places, self.tower.rows());
+        backend.add_rows(&self.positions, &self.places, self.tower.rows_to_norm());
         self.tower.norm_rows(backend, &self.first);
         Ok(())
     }
@@ -271,6 +271,8 @@ impl<B: Dense> Encoder for Clip<B> {
                 text.tower.run(backend, (layout, Mask::Causal), progress, projected);
             }
         }
+        // What the device could not do is known only now.
+        backend.step_end()?;
         turns.extend(projected.chunks_exact(config.projection).map(direction));
         Ok(())
     }

@@ -1,9 +1,9 @@
 //! Decoders, written once over any backend: what a family has and lacks is data of [`ModelConfig`].
 
-use super::weights::{Loader, Order, numbers};
+use super::weights::{Loader, OUTPUT, Order, Source};
 use super::{Model, ModelConfig, Part, Shape, Ticket};
 use crate::Error;
-use crate::backend::{Backend, Epilogue, HeadNorms, KvShape, Reach, Turn};
+use crate::backend::{Backend, Epilogue, HeadNorms, KvShape, Normed, Reach, Turn};
 use crate::gguf::Gguf;
 use crate::plan::{BLOCK_TOKENS, Plan, Sampled};
 use std::sync::Arc;
@@ -90,8 +90,17 @@ struct Scratch<B: Backend> {
 
 impl<B: Backend> Decoder<B> {
     /// Packs the file's weights, each checked by name and shape, and makes room for steps.
-    pub fn load(gguf: &Gguf, config: ModelConfig, room: Room, mut backend: B) -> Result<Decoder<B>, Error> {
-        let mut loader = Loader { gguf, backend: &mut backend };
+    pub fn load(gguf: &Gguf, config: ModelConfig, room: Room, backend: B) -> Result<Decoder<B>, Error> {
+        Self::of(Source::File(gguf), config, room, backend)
+    }
+
+    /// A network of these numbers whose weights are noise: as fast as any other, and without a file.
+    pub fn noise(config: ModelConfig, room: Room, backend: B) -> Result<Decoder<B>, Error> {
+        Self::of(Source::Noise, config, room, backend)
+    }
+
+    fn of(source: Source<'_>, config: ModelConfig, room: Room, mut backend: B) -> Result<Decoder<B>, Error> {
+        let mut loader = Loader { source, backend: &mut backend };
         let weights = Weights::load(&mut loader, &config, room)?;
         let scratch = Scratch::new(&backend, &config, room)?;
         let (layers, heads, width) = (config.layers, config.kv_heads, config.head_width);
@@ -109,25 +118,25 @@ impl<B: Backend> Decoder<B> {
             backend.scale(config.embedding_scale, &mut s.x);
         }
         for (index, layer) in weights.layers.iter().enumerate() {
-            backend.norm(&s.x, &layer.attention_norm, config.epsilon, &mut s.normed);
-            backend.linear(&s.normed, &layer.qkv, Epilogue::Store, &mut s.qkv);
-            backend.rope_qk_write(&mut s.qkv, &layer.turn(&weights.ropes, config.epsilon), kv, index);
-            backend.attention(&s.qkv, kv, (index, layer.reach), &mut s.attended);
+            let normed = Normed { x: &s.x, weight: &layer.attention_norm, epsilon: config.epsilon };
+            backend.norm_linear(normed, &layer.qkv, &mut s.normed, &mut s.qkv);
+            let turn = layer.turn(&weights.ropes, config.epsilon);
+            backend.turn_and_attend(&mut s.qkv, &turn, (kv, index, layer.reach), &mut s.attended);
             layer.attention.join(backend, &s.attended, config.epsilon, (&mut s.normed, &mut s.x));
             progress.fetch_add(1, Ordering::Relaxed);
 
-            backend.norm(&s.x, &layer.feed_norm, config.epsilon, &mut s.normed);
-            backend.linear(&s.normed, &layer.gate_up, Epilogue::Store, &mut s.gate_up);
-            backend.glu(&s.gate_up, config.gate, &mut s.inner);
+            let normed = Normed { x: &s.x, weight: &layer.feed_norm, epsilon: config.epsilon };
+            let gated = (&layer.gate_up, config.gate);
+            backend.norm_glu(normed, gated, (&mut s.normed, &mut s.gate_up), &mut s.inner);
             layer.feed.join(backend, &s.inner, config.epsilon, (&mut s.normed, &mut s.x));
             progress.fetch_add(1, Ordering::Relaxed);
         }
         backend.take_outputs(&s.x, &mut s.last);
-        backend.norm(&s.last, &weights.norm, config.epsilon, &mut s.last_normed);
         let unembedding = weights.unembedding.as_ref().unwrap_or(&weights.embedding);
-        backend.linear(&s.last_normed, unembedding, Epilogue::Store, &mut s.logits);
+        let normed = Normed { x: &s.last, weight: &weights.norm, epsilon: config.epsilon };
+        backend.norm_linear(normed, unembedding, &mut s.last_normed, &mut s.logits);
         progress.fetch_add(1, Ordering::Relaxed);
-        Ok(())
+        backend.step_end()
     }
 
     /// A plan that names what is not there is its maker's mistake: refused, rather than a panic on the engine's thread.
@@ -180,15 +189,15 @@ impl<B: Backend> Weights<B> {
         for layer in 0..config.layers {
             layers.push(Layer::load(loader, config, layer)?);
         }
-        let unembedding = match loader.gguf.has("output.weight") {
-            true => Some(loader.matrices(width, &[("output.weight", vocabulary)])?),
+        let unembedding = match loader.source.has(OUTPUT) {
+            true => Some(loader.matrices(width, &[(OUTPUT, vocabulary)])?),
             false => None,
         };
         let positions = config.context.min(room.blocks * BLOCK_TOKENS);
         let bases = [Some(config.rope_base), config.local.map(|local| local.rope_base)];
         let mut ropes = Vec::new();
         for base in bases.into_iter().flatten() {
-            let angles = rope_angles(loader.gguf, config, (base, positions))?;
+            let angles = rope_angles(loader.source, config, (base, positions))?;
             ropes.push(loader.backend.upload(&angles, config.rope_width)?);
         }
         Ok(Weights {
@@ -273,27 +282,28 @@ impl<B: Backend> Branch<B> {
 impl<B: Backend> Scratch<B> {
     fn new(backend: &B, config: &ModelConfig, room: Room) -> Result<Scratch<B>, Error> {
         let rows = |width| backend.buffer(room.step_tokens, width);
+        let inputs = |width| backend.inputs(room.step_tokens, width);
         let outputs = |width| backend.buffer(room.outputs, width);
         let queries = config.heads * config.head_width;
         Ok(Scratch {
             x: rows(config.width)?,
-            normed: rows(config.width)?,
-            qkv: rows(queries + 2 * config.kv_heads * config.head_width)?,
-            attended: rows(queries)?,
-            gate_up: rows(2 * config.inner)?,
-            inner: rows(config.inner)?,
+            normed: inputs(config.width)?,
+            qkv: inputs(queries + 2 * config.kv_heads * config.head_width)?,
+            attended: inputs(queries)?,
+            gate_up: inputs(2 * config.inner)?,
+            inner: inputs(config.inner)?,
             last: outputs(config.width)?,
-            last_normed: outputs(config.width)?,
+            last_normed: backend.inputs(room.outputs, config.width)?,
             logits: outputs(config.vocabulary)?,
         })
     }
 }
 
 /// Cosine and sine of every position and pair. A file may divide each pair's frequency by a factor of its own.
-fn rope_angles(gguf: &Gguf, config: &ModelConfig, (base, positions): (f32, usize)) -> Result<Vec<f32>, Error> {
+fn rope_angles(source: Source<'_>, config: &ModelConfig, (base, positions): (f32, usize)) -> Result<Vec<f32>, Error> {
     let pairs = config.rope_width / 2;
-    let factors = match gguf.has("rope_freqs.weight") {
-        true => numbers(gguf, "rope_freqs.weight", pairs)?,
+    let factors = match source.has("rope_freqs.weight") {
+        true => source.numbers("rope_freqs.weight", pairs)?,
         false => vec![1.0; pairs],
     };
     let frequency = |pair: usize| {

@@ -21,9 +21,9 @@ use crate::backend::dense::{Activation, Dense, InvertedResidual, Residual, Windo
 use crate::backend::{Backend, Epilogue};
 use crate::encode::{Budget, Cost, Encoder, Input, InputKey, Output, Picturing, Turn};
 
-/// Pictures of a batch.
+/// Pictures of a batch, at least.
 const BATCH: usize = 32;
-/// Pictures computed together: enough for the last layers' 49 places each to make a good product, few enough for the
+/// Pictures computed together on a processor: enough for the last layers' 49 places each to make a good product, few enough for the
 /// first layers' numbers to stay near the cores.
 const GROUP: usize = 4;
 /// How long a batch's first picture waits: less than it computes.
@@ -122,7 +122,7 @@ impl<B: Dense> EfficientNet<B> {
         self.classes
     }
 
-    /// Probabilities of `pictures`, at most [`GROUP`], pushed one after the other.
+    /// Probabilities of `pictures`, one group, pushed one after the other.
     fn classify(&mut self, pictures: &[&[f32]], probabilities: &mut Vec<Vec<f32>>) {
         let (backend, buffers) = (&mut self.backend, &mut self.buffers);
         backend.write(pictures, &mut buffers.pixels);
@@ -176,7 +176,8 @@ impl<B: Dense> Encoder for EfficientNet<B> {
 
     fn budget(&self) -> Budget {
         let side = self.picturing.size as usize;
-        Budget { units: BATCH * side * side, inputs: BATCH, max_wait: MAX_WAIT }
+        let inputs = BATCH.max(GROUP * self.backend.appetite());
+        Budget { units: inputs * side * side, inputs, max_wait: MAX_WAIT }
     }
 
     fn cost(&self, input: &Input) -> Result<Cost, String> {
@@ -209,9 +210,11 @@ impl<B: Dense> Encoder for EfficientNet<B> {
                 _ => None,
             })
             .collect();
-        for group in pictures.chunks(GROUP) {
+        for group in pictures.chunks(GROUP * self.backend.appetite()) {
             self.classify(group, &mut probabilities);
         }
+        // What the device could not do is known only now.
+        self.backend.step_end()?;
         let mut probabilities = probabilities.into_iter();
         turns.extend(refusals.into_iter().map(|refusal| match refusal {
             Some(why) => Turn::Failed(why),

@@ -1,4 +1,4 @@
-//! Tensors of a file as weights of a backend, checked by name and shape.
+//! Tensors of a file as weights of a backend, checked by name and shape; or noise of the same shapes, to measure with.
 
 use std::borrow::Cow;
 
@@ -8,9 +8,39 @@ use crate::backend::{Backend, Matrix};
 use crate::gguf::{Gguf, Tensor};
 use crate::quant::{Format, dequantise_row};
 
+/// Where weights come from.
+#[derive(Clone, Copy)]
+pub(super) enum Source<'a> {
+    /// A model file.
+    File(&'a Gguf),
+    /// Nowhere: matrices are noise, and all else is ones.
+    Noise,
+}
+
+impl Source<'_> {
+    /// Whether there is a tensor of this name.
+    pub(super) fn has(self, name: &str) -> bool {
+        match self {
+            Source::File(gguf) => gguf.has(name),
+            Source::Noise => name == OUTPUT,
+        }
+    }
+
+    /// The numbers of a one-dimensional tensor.
+    pub(super) fn numbers(self, name: &str, len: usize) -> Result<Vec<f32>, Error> {
+        match self {
+            Source::File(gguf) => numbers(gguf, name, len),
+            Source::Noise => Ok(vec![1.0; len]),
+        }
+    }
+}
+
+/// What makes logits, where the embedding does not.
+pub(super) const OUTPUT: &str = "output.weight";
+
 /// Reads weights for one backend.
 pub(super) struct Loader<'a, B> {
-    pub(super) gguf: &'a Gguf,
+    pub(super) source: Source<'a>,
     pub(super) backend: &'a mut B,
 }
 
@@ -56,9 +86,12 @@ impl<B: Backend> Loader<'_, B> {
 
     /// As [`Loader::matrices`], the outputs of each in an order.
     pub(super) fn ordered(&mut self, columns: usize, parts: &[(&str, usize, Order)]) -> Result<B::Weight, Error> {
+        let Source::File(gguf) = self.source else {
+            return self.backend.noise(parts.iter().map(|(_, rows, _)| rows).sum(), columns);
+        };
         let mut sources = Vec::with_capacity(parts.len());
         for (name, rows, order) in parts {
-            let tensor = shaped(self.gguf, name, &[columns as u64, *rows as u64])?;
+            let tensor = shaped(gguf, name, &[columns as u64, *rows as u64])?;
             let format = tensor.format;
             if !columns.is_multiple_of(format.block_len()) {
                 return Err(Error::Malformed(format!("tensor `{name}` has rows of broken blocks")));
@@ -75,19 +108,19 @@ impl<B: Backend> Loader<'_, B> {
     pub(super) fn vectors(&mut self, parts: &[(&str, usize, Order)]) -> Result<B::Buf, Error> {
         let mut row = Vec::new();
         for (name, len, order) in parts {
-            row.extend_from_slice(&order.put(&numbers(self.gguf, name, *len)?, 1));
+            row.extend_from_slice(&order.put(&self.source.numbers(name, *len)?, 1));
         }
         self.backend.upload(&row, row.len())
     }
 
     /// One row of single-precision numbers.
     pub(super) fn vector(&mut self, name: &str, len: usize) -> Result<B::Buf, Error> {
-        self.backend.upload(&numbers(self.gguf, name, len)?, len)
+        self.backend.upload(&self.source.numbers(name, len)?, len)
     }
 }
 
 /// The numbers of a one-dimensional tensor.
-pub(super) fn numbers(gguf: &Gguf, name: &str, len: usize) -> Result<Vec<f32>, Error> {
+fn numbers(gguf: &Gguf, name: &str, len: usize) -> Result<Vec<f32>, Error> {
     let tensor = shaped(gguf, name, &[len as u64])?;
     match tensor.format {
         Format::F32 | Format::F16 | Format::BF16 => {

@@ -176,13 +176,39 @@ fn seed_and_position_alone_decide() {
     assert_ne!(first, other);
 }
 
+#[test]
+fn weights_are_powers_of_two() {
+    assert_eq!(weight(0.0), 1 << 40);
+    assert_eq!(weight(-1.0), 1 << 39);
+    assert_eq!(weight(-40.0), 1);
+    assert_eq!(weight(-40.1), 0);
+    assert_eq!(weight(f32::NEG_INFINITY), 0);
+    assert_eq!(weight(f32::NAN), 0, "a forbidden token at an infinite temperature");
+    let mut before = 1 << 40;
+    for step in 0..400_000u32 {
+        let octaves = -(step as f32) / 10_000.0;
+        let (exact, weight) = (f64::from(octaves).exp2() * (1u64 << 40) as f64, weight(octaves));
+        assert!((weight as f64 - exact).abs() <= 1.0 + exact * 2e-7, "2^{octaves}: {weight}, expected {exact}");
+        assert!(weight <= before, "2^{octaves} weighs more than what is likelier");
+        before = weight;
+    }
+}
+
+/// The kernel's own words of the constants: equal or the choices are not.
+#[test]
+fn the_kernel_has_the_same_polynomial() {
+    let kernel = include_str!("../../kernels/sample.cu");
+    for term in POWER.iter().filter(|&&term| term != 1.0) {
+        assert!(kernel.contains(&format!("{term}f")), "{term} is not in sample.cu");
+    }
+}
+
 /// What the knobs mean, by a full sort.
 fn naive_kept(logits: &[f32], sampling: &Sampling) -> Vec<TokenId> {
     let greatest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut ranked: Vec<(TokenId, f32, u64)> = (0..)
-        .zip(logits)
-        .map(|(token, &logit)| (token, logit, weight((logit - greatest) / sampling.temperature)))
-        .collect();
+    let factor = octaves_per_logit(sampling.temperature);
+    let mut ranked: Vec<(TokenId, f32, u64)> =
+        (0..).zip(logits).map(|(token, &logit)| (token, logit, weight((logit - greatest) * factor))).collect();
     ranked.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     if let Some(k) = sampling.top_k {
         ranked.truncate(k.get() as usize);

@@ -34,7 +34,7 @@ struct Layer<B: Dense> {
 struct Scratch<B: Dense> {
     /// (rows, width) residual stream
     x: B::Buf,
-    /// (rows, width)
+    /// (rows, width) the same, normed
     y: B::Buf,
     /// (rows, queries | keys | values)
     qkv: B::Buf,
@@ -98,15 +98,16 @@ impl<B: Dense> Tower<B> {
         let last = loader.norm(&format!("{}.{}", names.tower, names.last), width)?;
         let projection = loader.product(names.projection, width, room.projection)?;
         let rows = |width| loader.backend.buffer(room.rows, width);
+        let products = |width| loader.backend.inputs(room.rows, width);
         let inputs = |width| loader.backend.buffer(room.inputs, width);
         let scratch = Scratch {
             x: rows(width)?,
-            y: rows(width)?,
-            qkv: rows(3 * width)?,
-            attended: rows(width)?,
-            inner: rows(inner)?,
+            y: products(width)?,
+            qkv: products(3 * width)?,
+            attended: products(width)?,
+            inner: products(inner)?,
             chosen: inputs(width)?,
-            normed: inputs(width)?,
+            normed: loader.backend.inputs(room.inputs, width)?,
             projected: inputs(room.projection)?,
         };
         Ok(Tower { config, layers, last, projection, scratch })
@@ -117,10 +118,14 @@ impl<B: Dense> Tower<B> {
         &mut self.scratch.x
     }
 
-    /// Norms the rows, with another buffer's help.
+    /// Where they are to be written if [`Tower::norm_rows`] follows.
+    pub(super) fn rows_to_norm(&mut self) -> &mut B::Buf {
+        &mut self.scratch.y
+    }
+
+    /// Norms what was written.
     pub(super) fn norm_rows(&mut self, backend: &mut B, norm: &Norm<B>) {
-        norm.apply(backend, &self.scratch.x, self.config.epsilon, &mut self.scratch.y);
-        std::mem::swap(&mut self.scratch.x, &mut self.scratch.y);
+        norm.apply(backend, &self.scratch.y, self.config.epsilon, &mut self.scratch.x);
     }
 
     /// Runs all layers over the rows; replaces `projected` by what the chosen ones are in the common space.

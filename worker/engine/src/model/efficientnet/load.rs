@@ -341,15 +341,16 @@ impl Slots {
         (side, classes): (usize, usize),
     ) -> Result<Buffers<B>, Error> {
         let (height, width) = network.stem.window.output()?;
-        let slot = |slot: &Slot| backend.buffer(GROUP * slot.places, slot.width);
+        let group = GROUP * backend.appetite();
+        let slot = |slot: &Slot| backend.inputs(group * slot.places, slot.width);
         Ok(Buffers {
-            pixels: backend.buffer(GROUP * side * side, 3)?,
-            unfolded: backend.buffer(GROUP * height * width, 27)?,
+            pixels: backend.buffer(group * side * side, 3)?,
+            unfolded: backend.inputs(group * height * width, 27)?,
             slots: self.slots.iter().map(slot).collect::<Result<_, _>>()?,
             last: self.last,
-            headed: backend.buffer(GROUP * self.places, HEAD)?,
-            pooled: backend.buffer(GROUP, HEAD)?,
-            logits: backend.buffer(GROUP, classes)?,
+            headed: backend.inputs(group * self.places, HEAD)?,
+            pooled: backend.inputs(group, HEAD)?,
+            logits: backend.buffer(group, classes)?,
             places: self.places,
         })
     }

@@ -5,83 +5,24 @@ use crate::backend::cpu::Cpu;
 use crate::backend::scalar::Scalar;
 use crate::backend::{Activations, StepLimits, Weights};
 use crate::encode::Pixels;
-use crate::fixture::tensors_file;
+use crate::fixture::{Noise, efficientnet_bytes, tensors_file};
 use crate::model::Rounded;
 use crate::simd::Level;
-use crate::tensors::{CONFIG, FAMILY, Tensors};
+use crate::tensors::{CONFIG, Tensors};
 
 /// Side of the pictures: small, and odd at two of the halvings.
 const SIDE: usize = 40;
 const LIMITS: StepLimits = StepLimits { rows: 1, outputs: 1, blocks: 1 };
 
-/// Numbers of -1 to 1, always the same ones.
-struct Chance(u64);
-
-impl Chance {
-    fn numbers(&mut self, len: usize, scale: f32) -> Vec<f32> {
-        let mut next = || {
-            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (self.0 >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        };
-        (0..len).map(|_| next() * scale).collect()
-    }
-}
-
-/// A model file of `classes` classes in the shape of `efficientnet_lite0`.
+/// A model file of seven classes in the shape of `efficientnet_lite0`.
 fn model(padding: &str) -> Tensors {
-    const CLASSES: usize = 7;
-    let mut chance = Chance(5);
-    let mut tensors: Vec<(String, Vec<usize>, Vec<f32>)> = Vec::new();
-    let mut kernel = |name: String, shape: Vec<usize>| {
-        let inputs: usize = shape[1..].iter().product();
-        let numbers = chance.numbers(shape.iter().product(), (3.0 / inputs as f32).sqrt());
-        tensors.push((name, shape, numbers));
-    };
-    let mut norms: Vec<(String, usize)> = vec![("bn1".into(), 32), ("bn2".into(), 1280)];
-    kernel("conv_stem.weight".into(), vec![32, 3, 3, 3]);
-    let mut channels = 32;
-    let stages =
-        [(1, 3, 1, 16), (2, 3, 6, 24), (2, 5, 6, 40), (3, 3, 6, 80), (3, 5, 6, 112), (4, 5, 6, 192), (1, 3, 6, 320)];
-    for (stage, (repeats, side, expansion, outputs)) in stages.into_iter().enumerate() {
-        for repeat in 0..repeats {
-            let (name, wide) = (format!("blocks.{stage}.{repeat}"), channels * expansion);
-            kernel(format!("{name}.conv_dw.weight"), vec![wide, 1, side, side]);
-            if expansion == 1 {
-                kernel(format!("{name}.conv_pw.weight"), vec![outputs, wide, 1, 1]);
-                norms.extend([(format!("{name}.bn1"), wide), (format!("{name}.bn2"), outputs)]);
-            } else {
-                kernel(format!("{name}.conv_pw.weight"), vec![wide, channels, 1, 1]);
-                kernel(format!("{name}.conv_pwl.weight"), vec![outputs, wide, 1, 1]);
-                norms.extend([(format!("{name}.bn1"), wide), (format!("{name}.bn2"), wide)]);
-                norms.push((format!("{name}.bn3"), outputs));
-            }
-            channels = outputs;
-        }
-    }
-    kernel("conv_head.weight".into(), vec![1280, 320, 1, 1]);
-    kernel("classifier.weight".into(), vec![CLASSES, 1280]);
-    tensors.push(("classifier.bias".into(), vec![CLASSES], chance.numbers(CLASSES, 1.0)));
-    for (name, channels) in norms {
-        let about_one = |numbers: Vec<f32>| numbers.into_iter().map(|number| 1.0 + number).collect();
-        tensors.push((format!("{name}.weight"), vec![channels], about_one(chance.numbers(channels, 0.3))));
-        tensors.push((format!("{name}.bias"), vec![channels], chance.numbers(channels, 0.3)));
-        tensors.push((format!("{name}.running_mean"), vec![channels], chance.numbers(channels, 0.2)));
-        tensors.push((format!("{name}.running_var"), vec![channels], about_one(chance.numbers(channels, 0.5))));
-    }
-    let config = format!(
-        r#"{{"architecture":"efficientnet_lite0","size":{SIDE},"resize":48,"filter":"bicubic","padding":"{padding}",
-        "mean":[0.5,0.5,0.5],"std":[0.5,0.5,0.5]}}"#
-    );
-    let tensors: Vec<(&str, &[usize], Vec<f32>)> =
-        tensors.iter().map(|(name, shape, numbers)| (name.as_str(), shape.as_slice(), numbers.clone())).collect();
-    Tensors::parse(tensors_file(&[(FAMILY, "efficientnet"), (CONFIG, &config)], &tensors)).unwrap()
+    Tensors::parse(efficientnet_bytes(5, (SIDE, 7), padding)).unwrap()
 }
 
 fn pictures(count: usize) -> Vec<Input> {
-    let mut chance = Chance(11);
-    let mut picture =
-        || Input::Pixels(Pixels { height: SIDE, width: SIDE, numbers: chance.numbers(SIDE * SIDE * 3, 2.0) });
-    (0..count).map(|_| picture()).collect()
+    let mut noise = Noise(11);
+    let mut numbers = || noise.numbers(SIDE * SIDE * 3).into_iter().map(|number| 2.0 * number).collect();
+    (0..count).map(|_| Input::Pixels(Pixels { height: SIDE, width: SIDE, numbers: numbers() })).collect()
 }
 
 fn encode<B: Dense>(model: &mut EfficientNet<B>, inputs: &[Input]) -> Vec<Turn> {

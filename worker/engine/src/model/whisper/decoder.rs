@@ -255,9 +255,10 @@ impl Rows {
 impl<D: Dense> Room<D> {
     fn new(sizes: Sizes, device: &D, lanes: usize, slots: usize) -> Result<Room<D>, Error> {
         let Sizes { width, inner, vocabulary, context, layers } = sizes;
+        let windows = super::tower::WINDOWS_AT_ONCE * device.appetite();
         let rows = lanes * context;
         let kept = |rows: usize| -> Result<Vec<D::Buf>, Error> {
-            (0..layers).map(|_| device.buffer(rows, 2 * width)).collect()
+            (0..layers).map(|_| device.inputs(rows, 2 * width)).collect()
         };
         Ok(Room {
             lanes,
@@ -265,14 +266,14 @@ impl<D: Dense> Room<D> {
             said: kept(rows)?,
             sound: kept(slots * SOURCE_POSITIONS)?,
             x: device.buffer(rows, width)?,
-            normed: device.buffer(rows, width)?,
-            qkv: device.buffer(rows, 3 * width)?,
-            queries: device.buffer(rows, width)?,
-            seen: device.buffer(rows, width)?,
-            hidden: device.buffer(rows, inner)?,
-            picked: device.buffer(2 * lanes, width)?,
+            normed: device.inputs(rows, width)?,
+            qkv: device.inputs(rows, 3 * width)?,
+            queries: device.inputs(rows, width)?,
+            seen: device.inputs(rows, width)?,
+            hidden: device.inputs(rows, inner)?,
+            picked: device.inputs(2 * lanes, width)?,
             logits: device.buffer(2 * lanes, vocabulary)?,
-            sound_kv: device.buffer(super::tower::WINDOWS_AT_ONCE * SOURCE_POSITIONS, 2 * width)?,
+            sound_kv: device.inputs(windows * SOURCE_POSITIONS, 2 * width)?,
         })
     }
 }

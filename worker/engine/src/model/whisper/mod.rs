@@ -6,7 +6,9 @@
 mod clip;
 mod config;
 mod decoder;
+mod hands;
 mod layers;
+mod parts;
 mod rules;
 mod tell;
 mod tower;
@@ -21,6 +23,7 @@ use std::time::Duration;
 use clip::{Journey, Piece, Told};
 use config::{Config, SOURCE_POSITIONS};
 use decoder::{Decoder, Observed, Passage, Want};
+use hands::Hands;
 use rules::Rules;
 use tell::{CANDIDATES, Task, Teller, Telling, decide};
 use tower::{Tower, WINDOW_FRAMES, WINDOWS_AT_ONCE};
@@ -29,11 +32,11 @@ use vocabulary::{Language, Vocabulary};
 use crate::Error;
 use crate::backend::dense::Dense;
 use crate::encode::{Budget, Clip, Cost, Encoder, Input, InputKey, Output, Turn, Wanted, Words};
-use crate::mel::{FRAMES_PER_SECOND, HOP, Mel, SAMPLE_RATE};
+use crate::mel::{FRAMES_PER_SECOND, HOP, SAMPLE_RATE};
 use crate::plan::TokenId;
 use crate::tensors::{CONFIG, TOKENIZER, Tensors};
 
-/// Windows of a batch: more would hold memory for little speed.
+/// Windows of a batch on a processor: more would hold memory for little speed.
 const WINDOWS: usize = 8;
 /// Samples of a window.
 const WINDOW_SAMPLES: usize = WINDOW_FRAMES * HOP;
@@ -50,7 +53,7 @@ pub struct Whisper<D: Dense> {
     config: Config,
     vocabulary: Vocabulary,
     rules: Rules,
-    mel: Mel,
+    hands: Hands,
     tower: Tower<D>,
     decoder: Decoder<D>,
     clips: HashMap<InputKey, Journey>,
@@ -78,7 +81,7 @@ impl<D: Dense> Whisper<D> {
         let vocabulary = Vocabulary::new(tensors.text(TOKENIZER)?, &config)?;
         Ok(Whisper {
             rules: Rules::new(&config, &vocabulary.controls),
-            mel: Mel::new(config.num_mel_bins),
+            hands: Hands::beside(&device, config.num_mel_bins),
             tower: Tower::new(tensors, &config, &mut device)?,
             decoder: Decoder::new(tensors, &config, &mut device)?,
             clips: HashMap::new(),
@@ -112,34 +115,46 @@ impl<D: Dense> Whisper<D> {
         self.vocabulary.languages().iter().map(|language| language.code.as_str())
     }
 
-    /// What is remembered of a clip, or what can be known before its first window.
-    fn board(&mut self, key: InputKey, clip: &Clip) -> Journey {
-        if let Some(journey) = self.clips.remove(&key) {
-            return journey;
-        }
-        let known = clip.language.as_deref().and_then(|code| self.vocabulary.language(code));
-        let language = match self.vocabulary.languages() {
-            [only] => Some(only.clone()),
-            _ => known.cloned(),
+    /// What is remembered of clips, or what can be known before their first windows: a seat for each, by its place in
+    /// the batch.
+    fn board<'a>(&mut self, clips: &[(usize, InputKey, &'a Clip)]) -> Vec<Seat<'a>> {
+        let mut boarded: Vec<(&Clip, Option<Journey>)> =
+            clips.iter().map(|(_, key, clip)| (*clip, self.clips.remove(key))).collect();
+        let (vocabulary, progress) = (&self.vocabulary, &self.progress);
+        self.hands.each(&mut boarded, |mel, (clip, journey)| {
+            journey.get_or_insert_with(|| {
+                let known = clip.language.as_deref().and_then(|code| vocabulary.language(code));
+                let language = match vocabulary.languages() {
+                    [only] => Some(only.clone()),
+                    _ => known.cloned(),
+                };
+                Journey::new(&clip.samples, mel.loudest(&clip.samples, progress), language)
+            });
+        });
+        let seat = |((index, key, clip), (_, journey)): (&(usize, InputKey, &'a Clip), (&Clip, Option<Journey>))| {
+            let journey = journey.expect("every clip was boarded");
+            Seat { index: *index, slot: 0, key: *key, clip, journey }
         };
-        Journey::new(&clip.samples, self.mel.loudest(&clip.samples, &self.progress), language)
+        clips.iter().zip(boarded).map(seat).collect()
     }
 
     /// Hears the windows, each in the slot of its seat, but no more once nobody wants them.
     fn hear(&mut self, seats: &[Seat<'_>], wanted: Wanted<'_>) -> Result<(), Error> {
         self.decoder.reserve(&mut self.device, seats.len().max(CANDIDATES), seats.len())?;
-        for (group, seats) in seats.chunks(WINDOWS_AT_ONCE).enumerate() {
+        let at_once = self.tower.windows();
+        for (group, seats) in seats.chunks(at_once).enumerate() {
             if !seats.iter().any(|seat| wanted(seat.key)) {
                 continue;
             }
-            let mut frames = Vec::new();
-            for (index, Seat { clip, journey, .. }) in seats.iter().enumerate() {
+            let mut windows: Vec<(&Seat<'_>, Vec<f32>)> = seats.iter().map(|seat| (seat, Vec::new())).collect();
+            self.hands.each(&mut windows, |mel, (Seat { clip, journey, .. }, frames)| {
                 let window = journey.seek..journey.seek + journey.window();
-                self.mel.compute(&clip.samples, window, journey.loudest, &mut frames);
-                frames.resize((index + 1) * WINDOW_FRAMES * self.mel.bands(), 0.0);
-            }
+                mel.compute(&clip.samples, window, journey.loudest, frames);
+                frames.resize(WINDOW_FRAMES * mel.bands(), 0.0);
+            });
+            let frames: Vec<&[f32]> = windows.iter().map(|(_, frames)| frames.as_slice()).collect();
             let sound = self.tower.listen(&mut self.device, &frames, &self.progress);
-            let first = group * WINDOWS_AT_ONCE;
+            let first = group * at_once;
             self.decoder.remember(&mut self.device, sound, first..first + seats.len(), &self.progress);
         }
         Ok(())
@@ -180,6 +195,7 @@ impl<D: Dense> Whisper<D> {
             vocabulary: &self.vocabulary,
             context,
             lanes: seats.len().max(CANDIDATES),
+            hands: &mut self.hands,
             wanted,
             progress: &self.progress,
         };
@@ -240,15 +256,18 @@ impl<D: Dense> Whisper<D> {
         };
         let passages: Vec<Passage<'_>> = timed.iter().zip(texts.iter().map(Vec::as_slice)).map(passage).collect();
         self.decoder.read(&mut self.device, &passages, Want::Attention(&mut observed), &self.progress);
-        for ((place, before, text), observed) in timed.into_iter().zip(observed) {
+        let mut walks: Vec<_> =
+            timed.into_iter().zip(observed).map(|(timed, observed)| (timed, observed, Vec::new())).collect();
+        self.hands.each(&mut walks, |_, ((_, before, text), observed, jumps)| {
             // Words placed by nothing would all be at one instant, and pieces of no length are dropped with their text.
-            if observed.weights.is_empty() {
-                continue;
+            if !observed.weights.is_empty() {
+                *jumps = words::jumps(std::mem::take(observed), *before, text.len());
             }
+        });
+        for ((place, _, text), _, jumps) in walks.into_iter().filter(|(.., jumps)| !jumps.is_empty()) {
             let (journey, told) = (&mut seats[place].journey, told[place].as_mut().expect("timed if told"));
             let language = journey.language.as_ref().map_or("", |language| &language.code);
             let words = self.vocabulary.words(&text, language)?;
-            let jumps = words::jumps(observed, before, text.len());
             words::place(&mut told.pieces, &words, &jumps, journey.offset(), journey.last_end);
             follow_words(journey, told);
         }
@@ -296,7 +315,8 @@ impl<D: Dense> Encoder for Whisper<D> {
     }
 
     fn budget(&self) -> Budget {
-        Budget { units: WINDOWS * WINDOW_SAMPLES, inputs: WINDOWS, max_wait: WAIT }
+        let windows = WINDOWS.max(self.tower.windows());
+        Budget { units: windows * WINDOW_SAMPLES, inputs: windows, max_wait: WAIT }
     }
 
     fn cost(&self, input: &Input) -> Result<Cost, String> {
@@ -327,27 +347,29 @@ impl<D: Dense> Encoder for Whisper<D> {
         turns: &mut Vec<Turn>,
     ) -> Result<(), Error> {
         let mut found: Vec<Option<Turn>> = vec![None; batch.len()];
-        let mut seats = Vec::new();
+        let mut clips = Vec::new();
         for (index, (key, input)) in batch.iter().enumerate() {
-            let Input::Clip(clip) = input else {
-                found[index] = Some(Turn::Failed("this model hears sound only".into()));
-                continue;
-            };
-            if !wanted(*key) {
-                found[index] = Some(Turn::More(String::new()));
-                continue;
+            match input {
+                Input::Clip(clip) if wanted(*key) => clips.push((index, *key, clip)),
+                Input::Clip(_) => found[index] = Some(Turn::More(String::new())),
+                _ => found[index] = Some(Turn::Failed("this model hears sound only".into())),
             }
-            let mut journey = self.board(*key, clip);
-            pass_silence(&mut journey, clip);
-            if journey.is_over() {
-                found[index] =
-                    Some(Turn::Done(Output::Transcript(journey.transcript(self.vocabulary.usual_language()))));
+        }
+        let mut seats = Vec::new();
+        for mut seat in self.board(&clips) {
+            pass_silence(&mut seat.journey, seat.clip);
+            if seat.journey.is_over() {
+                let transcript = seat.journey.transcript(self.vocabulary.usual_language());
+                found[seat.index] = Some(Turn::Done(Output::Transcript(transcript)));
             } else {
-                seats.push(Seat { index, slot: seats.len(), key: *key, clip, journey });
+                seats.push(Seat { slot: seats.len(), ..seat });
             }
         }
         if !seats.is_empty() {
-            self.transcribe(seats, wanted)?.into_iter().for_each(|(index, turn)| found[index] = Some(turn));
+            let turns = self.transcribe(seats, wanted);
+            // What the device could not do is known only now, and is told before what it came to.
+            self.device.step_end()?;
+            turns?.into_iter().for_each(|(index, turn)| found[index] = Some(turn));
         }
         turns.extend(found.into_iter().map(|turn| turn.expect("every input of the batch has a turn")));
         Ok(())

@@ -6,6 +6,7 @@
 use std::sync::atomic::AtomicU64;
 
 use super::decoder::{Decoder, Passage, Want};
+use super::hands::Hands;
 use super::rules::{Choice, Choose, Rules};
 use super::vocabulary::Vocabulary;
 use crate::Error;
@@ -62,6 +63,7 @@ pub(super) struct Teller<'a, D: Dense> {
     pub(super) context: usize,
     /// Lanes that the decoder has.
     pub(super) lanes: usize,
+    pub(super) hands: &'a mut Hands,
     pub(super) wanted: Wanted<'a>,
     pub(super) progress: &'a AtomicU64,
 }
@@ -164,16 +166,18 @@ impl<D: Dense> Teller<'_, D> {
                 after.push(row - 1);
             }
             self.decoder.read(self.device, &passages, Want::Logits(&after, &mut logits), self.progress);
-            let mut rows = logits.chunks_exact_mut(width);
-            for lane in live {
-                let lane = &mut lanes[lane];
-                if first {
-                    lane.no_speech = rows.next().map_or(0.0, |logits| self.rules.no_speech(logits));
+            let rows = logits.chunks_exact_mut(after.len() / live.len() * width);
+            let mut turns: Vec<_> = lanes.iter_mut().filter(|lane| lane.stage == Stage::Goes).zip(rows).collect();
+            assert_eq!(turns.len(), live.len(), "logits of each lane");
+            let (rules, end) = (self.rules, self.vocabulary.controls.end);
+            self.hands.each(&mut turns, |_, (lane, rows)| {
+                let (start, logits) = rows.split_at_mut(rows.len() - width);
+                if !start.is_empty() {
+                    lane.no_speech = rules.no_speech(start);
                 }
-                let logits = rows.next().expect("a row for each lane");
-                self.rules.bar(&lane.said, logits);
-                lane.take(self.rules.choose(logits, lane.choose()), self.vocabulary.controls.end);
-            }
+                rules.bar(&lane.said, logits);
+                lane.take(rules.choose(logits, lane.choose()), end);
+            });
             first = false;
         }
     }

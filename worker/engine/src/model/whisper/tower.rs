@@ -11,7 +11,7 @@ use crate::tensors::Tensors;
 
 /// Frames of a window.
 pub(super) const WINDOW_FRAMES: usize = 2 * SOURCE_POSITIONS;
-/// Windows computed side by side: their rows fill any device, and more would only cost memory.
+/// Windows computed side by side on a processor: their rows fill it, and more would only cost memory.
 pub(super) const WINDOWS_AT_ONCE: usize = 2;
 
 /// The audio tower of a model.
@@ -22,8 +22,8 @@ pub(super) struct Tower<D: Dense> {
     layers: Vec<Layer<D>>,
     norm: Norm<D>,
     heads: Heads,
-    bands: usize,
     room: Room<D>,
+    windows: usize,
 }
 
 struct Layer<D: Dense> {
@@ -33,7 +33,7 @@ struct Layer<D: Dense> {
     feed_forward: FeedForward<D>,
 }
 
-/// Memory for [`WINDOWS_AT_ONCE`] windows.
+/// Memory for [`Tower::windows`] windows.
 struct Room<D: Dense> {
     mel: D::Buf,    // (3000 a window, bands)
     near: D::Buf,   // (3000 a window, 3 * bands)
@@ -59,16 +59,21 @@ impl<D: Dense> Tower<D> {
             positions: source.positions("model.encoder.embed_positions.weight", SOURCE_POSITIONS)?,
             norm: source.norm("model.encoder.layer_norm")?,
             heads: config.encoder_heads(),
-            bands,
+            windows: WINDOWS_AT_ONCE * source.loader.backend.appetite(),
             room: Room::new(config, source.loader.backend)?,
         })
     }
 
-    /// Computes up to [`WINDOWS_AT_ONCE`] windows of mel frames, (windows, 3000, bands), into (windows, 1500, width).
-    pub(super) fn listen(&mut self, device: &mut D, mel: &[f32], progress: &AtomicU64) -> &D::Buf {
-        let windows = mel.len() / (WINDOW_FRAMES * self.bands);
+    /// Windows that it hears side by side.
+    pub(super) fn windows(&self) -> usize {
+        self.windows
+    }
+
+    /// Computes up to [`Tower::windows`] windows of mel frames, (3000, bands) each, into (windows, 1500, width).
+    pub(super) fn listen(&mut self, device: &mut D, mel: &[&[f32]], progress: &AtomicU64) -> &D::Buf {
+        let windows = mel.len();
         let room = &mut self.room;
-        device.write(&[mel], &mut room.mel);
+        device.write(mel, &mut room.mel);
         let [every, second] = [1, 2].map(|step| neighbours(WINDOW_FRAMES, step));
         let (near, halved) = (&mut room.near, &mut room.halved);
         self.first.convolve(device, (&room.mel, &every), Activation::Gelu, (near, &mut room.frames));
@@ -115,17 +120,18 @@ impl<D: Dense> Layer<D> {
 impl<D: Dense> Room<D> {
     fn new(config: &Config, device: &D) -> Result<Room<D>, Error> {
         let (width, bands) = (config.d_model, config.num_mel_bins);
-        let (frames, rows) = (WINDOWS_AT_ONCE * WINDOW_FRAMES, WINDOWS_AT_ONCE * SOURCE_POSITIONS);
+        let windows = WINDOWS_AT_ONCE * device.appetite();
+        let (frames, rows) = (windows * WINDOW_FRAMES, windows * SOURCE_POSITIONS);
         Ok(Room {
             mel: device.buffer(frames, bands)?,
-            near: device.buffer(frames, 3 * bands)?,
-            frames: device.buffer(frames, width)?,
-            halved: device.buffer(rows, 3 * width)?,
+            near: device.inputs(frames, 3 * bands)?,
+            frames: device.inputs(frames, width)?,
+            halved: device.inputs(rows, 3 * width)?,
             x: device.buffer(rows, width)?,
-            normed: device.buffer(rows, width)?,
-            qkv: device.buffer(rows, 3 * width)?,
-            hidden: device.buffer(rows, config.encoder_ffn_dim)?,
-            seen: device.buffer(rows, width)?,
+            normed: device.inputs(rows, width)?,
+            qkv: device.inputs(rows, 3 * width)?,
+            hidden: device.inputs(rows, config.encoder_ffn_dim)?,
+            seen: device.inputs(rows, width)?,
         })
     }
 }
