@@ -53,15 +53,7 @@ impl Dense for Cuda {
     }
 
     fn bias(&mut self, bias: &Buf, activation: Activation, x: &mut Buf) {
-        let arguments = [
-            pointer(bias.address()),
-            Argument::Int(activation as i32),
-            int(x.padded()),
-            int(x.width()),
-            pointer(x.address()),
-            kind(x),
-        ];
-        self.run(self.kernels.bias, spread(x.padded() * x.width()), &arguments);
+        self.bias_rows(bias, activation, x);
     }
 
     fn affine(

@@ -21,6 +21,8 @@ const LONG: usize = 32 << 10;
 const MORE_SHARED: usize = (192 << 10) + 2080;
 /// Outputs of a block are a multiple of this.
 const OUTPUTS: usize = 8;
+/// Rows from which on what follows a product may be a kernel of its own.
+const APART: usize = 256;
 /// What products of many rows want their inputs to be a multiple of.
 const ALIGNED: usize = 8;
 
@@ -35,6 +37,11 @@ impl Finish<'_> {
     /// Nothing but that it is stored or added.
     pub(super) fn plain(epilogue: Epilogue) -> Finish<'static> {
         Finish { bias: None, activation: Activation::None, epilogue }
+    }
+
+    /// Whether nothing follows; an activation comes with a bias.
+    fn is_plain(&self) -> bool {
+        self.bias.is_none()
     }
 
     fn arguments(&self, out: &Buf) -> [Argument; 5] {
@@ -100,26 +107,24 @@ impl Cuda {
     fn many_rows(&mut self, x: &Buf, weight: &Weight, finish: &Finish<'_>, out: &Buf) {
         let Some(a) = self.as_inputs(x) else { return };
         let (m, n, k) = (x.padded(), weight.outputs, weight.inputs);
-        let plain = finish.bias.is_none() && finish.activation == Activation::None;
-        if plain
-            && self.vendor(&Product {
-                m,
-                n,
-                k,
-                a,
-                b: weight.address(),
-                out: out.address(),
-                kind: out.kind(),
-                epilogue: finish.epilogue,
-            })
-        {
-            return;
+        let (b, place, kind) = (weight.address(), out.address(), out.kind());
+        // What follows fewer rows costs less in our own kernel than in one more.
+        let apart = finish.is_plain() || m >= APART;
+        if apart && self.vendor(&Product { m, n, k, a, b, out: place, kind, epilogue: finish.epilogue }) {
+            return self.finish(finish, out);
         }
         let tiles = Tiles::choose((m, n, k), self.multiprocessors, self.shared_most);
         let Some((parts, counters)) = self.room_for_tiles(&tiles) else { return };
         let inputs = [pointer(a), pointer(weight.address()), int(m), int(n), int(k)];
         let arguments = [inputs.to_vec(), finish.arguments(out).to_vec(), vec![pointer(parts), pointer(counters)]];
         self.run(tiles.form.kernel(&self.kernels), tiles.extent(), &arguments.concat());
+    }
+
+    /// What follows a product that is done.
+    fn finish(&mut self, finish: &Finish<'_>, out: &Buf) {
+        if let Some(bias) = finish.bias {
+            self.bias_rows(bias, finish.activation, out);
+        }
     }
 
     fn any_rows(&mut self, x: &Buf, weight: &Weight, finish: &Finish<'_>, out: &Buf) {

@@ -1,13 +1,14 @@
 //! Operations that go through rows number by number.
 
 use super::{Buf, Cuda, Weight, int, line, pointer};
+use crate::backend::dense::Activation;
 use crate::backend::{Epilogue, Gate, Normed};
 use crate::cuda::{Address, Argument, Extent};
 
 /// Threads of a block.
 const THREADS: u32 = 256;
-/// Numbers that a thread gates.
-const GATED: usize = 8;
+/// Numbers of bf16 that a thread takes at once.
+const EIGHTS: usize = 8;
 /// Blocks beyond which a kernel's threads go around again.
 const BLOCKS_MAX: usize = 4096;
 
@@ -92,6 +93,19 @@ impl Cuda {
         self.run(self.kernels.scale, spread(count), &arguments);
     }
 
+    /// `x = activation(x + bias)`.
+    pub(super) fn bias_rows(&mut self, bias: &Buf, activation: Activation, x: &Buf) {
+        let arguments = [
+            pointer(bias.address()),
+            Argument::Int(activation as i32),
+            int(x.padded()),
+            int(x.width()),
+            pointer(x.address()),
+            kind(x),
+        ];
+        self.run(self.kernels.bias, eights(x), &arguments);
+    }
+
     pub(super) fn gate_rows(&mut self, x: &Buf, gate: Gate, out: &Buf) {
         let arguments = [
             pointer(x.address()),
@@ -102,8 +116,7 @@ impl Cuda {
             pointer(out.address()),
             kind(out),
         ];
-        let threads = (x.padded() * out.width()).div_ceil(GATED);
-        self.run(self.kernels.glu, line(threads.div_ceil(THREADS as usize), THREADS), &arguments);
+        self.run(self.kernels.glu, eights(out), &arguments);
     }
 }
 
@@ -115,6 +128,11 @@ pub(super) fn kind(buffer: &Buf) -> Argument {
 /// Threads for so many numbers, four each.
 pub(super) fn spread(numbers: usize) -> Extent {
     line(numbers.div_ceil(THREADS as usize * 4).min(BLOCKS_MAX), THREADS)
+}
+
+/// Threads for the numbers of rows that will be written, eight each.
+fn eights(out: &Buf) -> Extent {
+    line((out.padded() * out.width()).div_ceil(EIGHTS * THREADS as usize), THREADS)
 }
 
 /// A warp a row while it holds a row in registers, else a block of exactly so many.

@@ -117,7 +117,10 @@ impl Moving {
         backend.scatter(View { rows: &wide, column: 20 }, &[3, 1, 0, 2, 4, 5], &mut out);
         backend.write(&[&x[..30], &x[30..70]], &mut wide);
         backend.scatter(View { rows: &wide, column: 3 }, &[4], &mut out);
-        [read(backend, &out), read(backend, &wide)].concat()
+        let bias = put(backend, &halves(&mut noise, 48), 48, Held::Exact);
+        let mut biased = put(backend, &vec![0.0; 5 * 48], 48, self.held);
+        backend.bias(&bias, Activation::Relu6, &mut biased);
+        [read(backend, &out), read(backend, &wide), read(backend, &biased)].concat()
     }
 }
 

@@ -7,7 +7,7 @@ use crate::fixture::Noise;
 use crate::quant::Format;
 
 /// Outputs, inputs, rows.
-const SHAPES: [(usize, usize, usize); 14] = [
+const SHAPES: [(usize, usize, usize); 15] = [
     (16, 8, 1),
     (7, 1, 3),
     (33, 27, 5),
@@ -22,6 +22,7 @@ const SHAPES: [(usize, usize, usize); 14] = [
     (200, 72, 65),
     (136, 320, 130),
     (24, 16, 200),
+    (40, 64, 300),
 ];
 
 pub(super) fn cases() -> Vec<Case> {
