@@ -264,7 +264,10 @@ impl std::fmt::Debug for Tensors {
 /// Numbers as [`Matrix::data`] holds them in single precision: for weights that are computed before they are packed.
 #[must_use]
 pub fn little_endian(numbers: &[f32]) -> Vec<u8> {
-    numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+    // Number by number and not byte by byte: a batch of pictures is many.
+    let mut bytes = vec![0; size_of_val(numbers)];
+    bytes.as_chunks_mut().0.iter_mut().zip(numbers).for_each(|(bytes, number)| *bytes = number.to_le_bytes());
+    bytes
 }
 
 /// Rows and columns of a tensor that is a matrix in blocks.

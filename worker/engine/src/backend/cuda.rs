@@ -14,6 +14,7 @@ mod kernels;
 mod products;
 mod rows;
 mod sampling;
+mod scratch;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -22,15 +23,17 @@ use std::sync::Arc;
 
 use crate::Error;
 use crate::backend::{Backend, Epilogue, Gate, KvShape, Matrix, Normed, Reach, StepLimits, Turn};
-use crate::cuda::{Address, Argument, Extent, Gpu, Kernel, Kind, Memory, Properties};
+use crate::cuda::{Address, Argument, Extent, Gpu, Kernel, Kind, Properties};
 use crate::model::Ticket;
 use crate::plan::{BlockId, Plan, Sampled};
 use crate::quant::dequantise_row;
+use crate::tensors::little_endian;
 pub use buffer::{Buf, Kv, Weight};
 use graphs::{Graphs, Mode};
 use indices::Indices;
 use kernels::Kernels;
 use sampling::Choice;
+use scratch::Scratch;
 use step::Step;
 
 /// A GPU as a device for models.
@@ -47,19 +50,6 @@ pub struct Cuda {
     scratch: Scratch,
     /// The first thing that went wrong since it was last told.
     fault: Option<Error>,
-}
-
-/// Memory that operations use up, grown to what the largest of them takes.
-#[derive(Default)]
-struct Scratch {
-    /// Inputs of products that were single precision.
-    inputs: Option<Memory>,
-    /// What the parts of a long attention found.
-    parts: Option<Memory>,
-    /// Which of those parts are done: zero between launches.
-    counters: Option<Memory>,
-    /// Outgrown, but named by graphs.
-    outgrown: Vec<Memory>,
 }
 
 impl Cuda {
@@ -137,20 +127,6 @@ fn shared_most(capability: (u32, u32)) -> u32 {
         (9 | 10, _) => 227 * KIB,
         _ => 99 * KIB,
     }
-}
-
-/// Room of at least `bytes` in `slot`; what it held is lost when it grows.
-fn grown<'a>(
-    gpu: &Arc<dyn Gpu>,
-    slot: &'a mut Option<Memory>,
-    bytes: usize,
-    outgrown: &mut Vec<Memory>,
-) -> Result<&'a Memory, Error> {
-    if slot.as_ref().is_none_or(|memory| memory.bytes() < bytes) {
-        let larger = Memory::new(gpu, bytes.next_power_of_two())?;
-        outgrown.extend(slot.replace(larger));
-    }
-    Ok(slot.as_ref().expect("it is there or was made"))
 }
 
 impl Backend for Cuda {
@@ -326,13 +302,6 @@ impl Backend for Cuda {
             }
         }
     }
-}
-
-/// As the device holds them.
-fn little_endian(numbers: &[f32]) -> Vec<u8> {
-    let mut bytes = vec![0; size_of_val(numbers)];
-    bytes.as_chunks_mut().0.iter_mut().zip(numbers).for_each(|(bytes, number)| *bytes = number.to_le_bytes());
-    bytes
 }
 
 /// Words as the device holds them.

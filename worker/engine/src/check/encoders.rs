@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::Measure;
-use super::speed::{LIMITS, STEPS, median, put};
+use super::speed::{LIMITS, STEPS, put, timed};
 use crate::Error;
 use crate::backend::Backend;
 use crate::backend::dense::Dense;
@@ -41,17 +41,6 @@ pub(super) fn measure(
         row(card, measures)?;
     }
     Ok(())
-}
-
-/// The median of some seconds, after as many that are not counted.
-fn timed(times: usize, mut work: impl FnMut() -> Result<(), Error>) -> Result<f64, Error> {
-    let mut seconds = Vec::new();
-    for _ in 0..2 * times {
-        let start = Instant::now();
-        work()?;
-        seconds.push(start.elapsed().as_secs_f64());
-    }
-    Ok(median(&mut seconds[times..]))
 }
 
 /// Seconds of a batch.

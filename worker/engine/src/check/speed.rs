@@ -228,18 +228,23 @@ pub(super) fn step(sequences: usize, context: usize, rows: usize) -> Plan {
 
 /// The median of steps, from plan to tokens.
 fn step_seconds(model: &mut dyn Model, plan: &Plan) -> Result<f64, Error> {
-    let (mut times, mut sampled) = (Vec::new(), Vec::new());
-    for _ in 0..2 * STEPS {
-        let start = Instant::now();
+    let mut sampled = Vec::new();
+    timed(STEPS, || {
         let ticket = model.forward(plan)?;
         sampled.clear();
-        model.collect(ticket, &mut sampled)?;
-        times.push(start.elapsed().as_secs_f64());
-    }
-    Ok(median(&mut times[STEPS..]))
+        model.collect(ticket, &mut sampled)
+    })
 }
 
-pub(super) fn median(times: &mut [f64]) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
+/// The median of some seconds, after as many that are not counted.
+pub(super) fn timed(times: usize, mut work: impl FnMut() -> Result<(), Error>) -> Result<f64, Error> {
+    let mut seconds = Vec::new();
+    for _ in 0..2 * times {
+        let start = Instant::now();
+        work()?;
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    let counted = &mut seconds[times..];
+    counted.sort_by(f64::total_cmp);
+    Ok(counted[counted.len() / 2])
 }

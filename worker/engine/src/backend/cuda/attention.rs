@@ -2,7 +2,7 @@
 
 use super::kernels::{PAGED_WIDTHS, fitting};
 use super::rows::{kind, rope_extent};
-use super::{Buf, Cuda, Kv, grown, int, pointer};
+use super::{Buf, Cuda, Kv, int, pointer};
 use crate::Error;
 use crate::backend::{Reach, Turn};
 use crate::cuda::{Address, Argument, Extent, Kind};
@@ -105,7 +105,9 @@ impl Cuda {
         }
         let columns = heads.keys * heads.group().div_ceil(GROUP);
         let splits = self.splits(rows * columns, heads.width);
-        let (parts, counters) = self.room_for_parts(rows, heads, (splits, columns))?;
+        let floats = rows * heads.queries * splits * (heads.width + 2);
+        let room = self.scratch.counted_parts(&self.gpu, floats * Kind::F32.bytes(), rows * columns);
+        let (parts, counters) = self.note(room)?;
         let arguments = vec![
             pointer(qkv.address()),
             kind(qkv),
@@ -138,23 +140,6 @@ impl Cuda {
         let least = if width <= 128 { 128 } else { 64 };
         let most = self.step.longest().map_or(SPLITS_MAX, |tokens| tokens.div_ceil(least));
         (self.multiprocessors * BLOCKS_EACH).div_ceil(blocks).clamp(1, most.clamp(1, SPLITS_MAX))
-    }
-
-    /// Where parts are put until they are merged, and the counters of those that are done.
-    fn room_for_parts(
-        &mut self,
-        rows: usize,
-        heads: Heads,
-        (splits, columns): (usize, usize),
-    ) -> Option<(Address, Address)> {
-        let floats = rows * heads.queries * splits * (heads.width + 2);
-        let scratch = &mut self.scratch;
-        let parts = grown(&self.gpu, &mut scratch.parts, floats * Kind::F32.bytes(), &mut scratch.outgrown)
-            .map(|m| m.address());
-        let bytes = rows * columns * size_of::<u32>();
-        let counters = counters(&self.gpu, scratch, bytes);
-        let parts = self.note(parts);
-        parts.zip(self.note(counters))
     }
 
     /// Attention of spans of more rows than one.
@@ -200,20 +185,6 @@ fn turned(turn: &Turn<'_, Buf>) -> [Argument; 6] {
         pointer(turn.rope.address()),
         int(turn.rope.width()),
     ]
-}
-
-/// Counters are made zero once: the last part of each resets its own.
-pub(super) fn counters(
-    gpu: &std::sync::Arc<dyn crate::cuda::Gpu>,
-    scratch: &mut super::Scratch,
-    bytes: usize,
-) -> Result<Address, Error> {
-    let before = scratch.counters.as_ref().map(crate::cuda::Memory::address);
-    let memory = grown(gpu, &mut scratch.counters, bytes, &mut scratch.outgrown)?;
-    if before != Some(memory.address()) {
-        gpu.clear(memory.address(), memory.bytes())?;
-    }
-    Ok(memory.address())
 }
 
 fn window(reach: Reach) -> Argument {

@@ -132,5 +132,5 @@ fn halves(noise: &mut Noise, len: usize) -> Vec<f32> {
 
 /// The same as bytes of a matrix in single precision.
 fn matrix(numbers: &[f32]) -> Vec<u8> {
-    super::little_endian(numbers)
+    crate::tensors::little_endian(numbers)
 }

@@ -7,10 +7,11 @@ use super::kernels::{ENCODE_WIDTHS, fitting};
 use super::products::Finish;
 use super::rows::{kind, mean_extent, spread};
 use super::step::tile_rows;
-use super::{Buf, Cuda, Weight, grown, int, line, little_endian, pointer};
+use super::{Buf, Cuda, Weight, int, line, pointer};
 use crate::backend::Epilogue;
 use crate::backend::dense::{Activation, Attended, Dense, Heads, Mask, Span, View, Window};
 use crate::cuda::{Address, Argument, Extent, Kind};
+use crate::tensors::little_endian;
 
 /// A processor's batches leave a GPU idle: its multiprocessors take a hundred times as much.
 const APPETITE: usize = 16;
@@ -114,8 +115,7 @@ impl Dense for Cuda {
         weights: &mut Vec<f32>,
     ) {
         let numbers = span.queries.len() * span.keys.len();
-        let room = grown(&self.gpu, &mut self.scratch.parts, numbers * Kind::F32.bytes(), &mut self.scratch.outgrown)
-            .map(|memory| memory.address());
+        let room = self.scratch.parts(&self.gpu, numbers * Kind::F32.bytes());
         let Some(out) = self.note(room) else { return };
         let arguments = [
             [plain_view(inputs.queries), plain_view(inputs.keys)].concat(),
@@ -217,9 +217,7 @@ impl Cuda {
 
     /// Sends numbers to rows that hold fewer bits of them.
     fn send_rounded(&mut self, parts: &[&[f32]], numbers: usize, out: &Buf) {
-        let bytes = numbers * Kind::F32.bytes();
-        let room = grown(&self.gpu, &mut self.scratch.inputs, bytes, &mut self.scratch.outgrown)
-            .map(|memory| memory.address());
+        let room = self.scratch.inputs(&self.gpu, numbers * Kind::F32.bytes());
         let Some(room) = self.note(room) else { return };
         self.send(parts, room);
         self.cast((room, Kind::F32), (out.address(), out.kind()), numbers);

@@ -1,9 +1,8 @@
 //! Products: few rows read the weights once, many go through tiles, of the vendor's library where it is faster.
 
-use super::attention::counters;
 use super::kernels::Kernels;
 use super::rows::kind;
-use super::{Buf, Cuda, Weight, grown, int, pointer};
+use super::{Buf, Cuda, Mode, Weight, int, pointer};
 use crate::backend::dense::Activation;
 use crate::backend::{Epilogue, Gate, Normed};
 use crate::cuda::{Address, Argument, Extent, Kernel, Kind, Product};
@@ -136,7 +135,7 @@ impl Cuda {
 
     /// Whether the vendor's library has computed it, or will when what is recorded is replayed.
     fn vendor(&mut self, product: &Product) -> bool {
-        if self.graphs.mode() == super::Mode::Replay {
+        if self.graphs.mode() == Mode::Replay {
             return true;
         }
         let done = self.gpu.product(product);
@@ -150,9 +149,7 @@ impl Cuda {
             return Some(x.address());
         }
         let numbers = x.padded() * x.width();
-        let scratch = &mut self.scratch;
-        let room = grown(&self.gpu, &mut scratch.inputs, numbers * Kind::Bf16.bytes(), &mut scratch.outgrown);
-        let room = room.map(|memory| memory.address());
+        let room = self.scratch.inputs(&self.gpu, numbers * Kind::Bf16.bytes());
         let room = self.note(room)?;
         self.cast((x.address(), x.kind()), (room, Kind::Bf16), numbers);
         Some(room)
@@ -163,12 +160,8 @@ impl Cuda {
         if tiles.splits == 1 {
             return Some((Address::default(), Address::default()));
         }
-        let scratch = &mut self.scratch;
-        let parts = grown(&self.gpu, &mut scratch.parts, tiles.part_bytes(), &mut scratch.outgrown);
-        let parts = parts.map(|memory| memory.address());
-        let counters = counters(&self.gpu, scratch, tiles.count() * size_of::<u32>());
-        let parts = self.note(parts);
-        parts.zip(self.note(counters))
+        let room = self.scratch.counted_parts(&self.gpu, tiles.part_bytes(), tiles.count());
+        self.note(room)
     }
 }
 

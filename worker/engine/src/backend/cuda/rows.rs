@@ -3,7 +3,7 @@
 use super::{Buf, Cuda, Weight, int, line, pointer};
 use crate::backend::dense::Activation;
 use crate::backend::{Epilogue, Gate, Normed};
-use crate::cuda::{Address, Argument, Extent};
+use crate::cuda::{Address, Argument, Extent, Kernel};
 
 /// Threads of a block.
 const THREADS: u32 = 256;
@@ -29,20 +29,15 @@ impl Cuda {
 
     /// `out[i] = x[ids[i]]`.
     pub(super) fn take_ids(&mut self, x: &Buf, ids: Address, out: &Buf) {
-        let arguments = [
-            pointer(x.address()),
-            kind(x),
-            pointer(ids),
-            int(out.padded()),
-            int(x.width()),
-            pointer(out.address()),
-            kind(out),
-        ];
-        self.run(self.kernels.take_rows, line(out.padded(), THREADS), &arguments);
+        self.by_ids(self.kernels.take_rows, x, ids, out);
     }
 
     /// `out[i] += x[ids[i]]`; a null `ids` is every row.
     pub(super) fn add_ids(&mut self, x: &Buf, ids: Address, out: &Buf) {
+        self.by_ids(self.kernels.add_rows, x, ids, out);
+    }
+
+    fn by_ids(&mut self, kernel: Kernel, x: &Buf, ids: Address, out: &Buf) {
         let arguments = [
             pointer(x.address()),
             kind(x),
@@ -52,7 +47,7 @@ impl Cuda {
             pointer(out.address()),
             kind(out),
         ];
-        self.run(self.kernels.add_rows, line(out.padded(), THREADS), &arguments);
+        self.run(kernel, line(out.padded(), THREADS), &arguments);
     }
 
     pub(super) fn rms_norm(&mut self, x: Normed<'_, Buf>, epilogue: Epilogue, out: &Buf) {

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::kernels::Kernels;
-use super::{Buf, grown, int, pointer, words};
+use super::scratch::grown;
+use super::{Buf, int, pointer, words};
 use crate::Error;
 use crate::backend::StepLimits;
 use crate::cuda::{Address, Extent, Gpu, Memory};
@@ -94,7 +95,7 @@ impl Choice {
         let bytes = words(packed);
         // Nothing recorded names it: what is outgrown may go, once what is queued is done.
         let mut outgrown = Vec::new();
-        let place = grown(gpu, &mut self.asked, bytes.len(), &mut outgrown)?.address();
+        let place = grown(gpu, &mut self.asked, bytes.len(), &mut outgrown)?;
         if !outgrown.is_empty() {
             gpu.wait()?;
         }

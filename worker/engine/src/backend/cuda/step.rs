@@ -84,8 +84,8 @@ impl Step {
         self.tiles.iter_mut().for_each(Vec::clear);
         self.singles.clear();
         for span in &plan.spans {
-            if let [row] = span.rows.clone().collect::<Vec<_>>()[..] {
-                self.singles.push(row as u32);
+            if span.rows.len() == 1 {
+                self.singles.push(span.rows.start as u32);
                 continue;
             }
             for (tiles, most) in self.tiles.iter_mut().zip(TILES) {
