@@ -6,10 +6,12 @@
 mod dense;
 mod layer;
 mod residual;
+mod tiles;
 
 use std::ops::Range;
 
 use crate::Error;
+use crate::backend::dense::Activation;
 use crate::backend::step::Step;
 use crate::backend::{Activations, Backend, Epilogue, Gate, KvShape, Matrix, Reach, StepLimits, Turn, Weights};
 use crate::model::Ticket;
@@ -17,9 +19,11 @@ use crate::plan::{BLOCK_TOKENS, BlockId, Plan, Sampled};
 use crate::pool::{Pool, Strip};
 use crate::quant::{Format, dequantise_row, quantise};
 use crate::sampler::Sampler;
+use crate::simd::affine::Finish;
 use crate::simd::arena::{Arena, Use};
 use crate::simd::attend;
 use crate::simd::attention::{self, HEAD_WIDTH_MAX, Pages, Queries, page_len};
+use crate::simd::brains::{Tiles, Unit};
 use crate::simd::digits::{Digits, Planes, digitise};
 use crate::simd::linear::{Input, STRIP_UNIT, Scratch, multiply};
 use crate::simd::panel::{BLOCK, Panels};
@@ -41,8 +45,12 @@ pub struct Cpu {
     blocks: dense::Blocks,
     weights: Weights,
     activations: Activations,
+    /// What multiplies many rows, where it is not vector registers.
+    unit: Option<Unit>,
     /// The inputs of the product that is computed.
     digits: Vec<Digits>,
+    /// The same for the unit.
+    brains: Vec<u16>,
 }
 
 /// A thread's own memory.
@@ -53,6 +61,8 @@ struct Local {
     sampler: Sampler,
     /// Inputs of a layer's rows.
     digits: Vec<Digits>,
+    /// The same for the unit.
+    brains: Vec<u16>,
     between: residual::Between,
 }
 
@@ -67,9 +77,18 @@ pub struct Buf {
 /// Matrices of equal inputs, packed.
 #[derive(Debug)]
 pub struct Weight {
-    parts: Vec<Panels>,
+    packed: Packed,
     outputs: usize,
     inputs: usize,
+}
+
+/// How weights lie.
+#[derive(Debug)]
+enum Packed {
+    /// For vector registers, each matrix by itself.
+    Panels(Vec<Panels>),
+    /// For the matrix unit.
+    Tiles(Tiles),
 }
 
 /// Rows of inputs of a product.
@@ -82,6 +101,20 @@ struct Inputs<'a> {
 }
 
 impl Weight {
+    /// Its panels; none where it lies in tiles.
+    fn panels(&self) -> &[Panels] {
+        match &self.packed {
+            Packed::Panels(panels) => panels,
+            Packed::Tiles(_) => &[],
+        }
+    }
+
+    /// Its only matrix, whose rows are gathered.
+    fn table(&self) -> &Panels {
+        let [panels] = self.panels() else { panic!("a table is one matrix") };
+        panels
+    }
+
     /// Writes the columns `range` of a product to a strip that has just these.
     fn multiply(
         &self,
@@ -91,7 +124,7 @@ impl Weight {
         (strip, scratch): (&mut Strip<'_>, &mut Scratch),
     ) {
         let mut first = 0;
-        for part in &self.parts {
+        for part in self.panels() {
             let (from, to) = (range.start.max(first), range.end.min(first + part.rows()));
             if from < to {
                 let panels = (from - first) / LANES..(to - first).div_ceil(LANES);
@@ -133,7 +166,14 @@ impl Cpu {
         let locals = (0..pool.threads()).map(|_| Local::default()).collect();
         let (step, blocks) = (Step::new(limits), dense::Blocks::default());
         let (weights, activations) = (Weights::Stored, Activations::F32);
-        Cpu { level, pool, locals, step, blocks, weights, activations, digits: Vec::new() }
+        let (digits, brains) = (Vec::new(), Vec::new());
+        Cpu { level, pool, locals, step, blocks, weights, activations, unit: None, digits, brains }
+    }
+
+    /// The same device with products of many rows left to a matrix unit, if there is one, of what is packed from now on.
+    #[must_use]
+    pub fn by(self, unit: Option<Unit>) -> Cpu {
+        Cpu { unit, ..self }
     }
 
     /// The same device with its inputs of products as `activations` says.
@@ -168,7 +208,7 @@ impl Cpu {
 
     /// Writes the rows of `x` as digits. Returns how many those are.
     fn digitise(&mut self, x: &Buf, weight: &Weight) -> usize {
-        let of_row = self.digits_of_row(&weight.parts);
+        let of_row = self.digits_of_row(weight.panels());
         let (Some(planes), 1..) = (self.activations.planes(), of_row) else { return 0 };
         let (level, all) = (self.level, x.rows * of_row);
         // Encoders, whose rows a step does not bound, grow it to their largest batch.
@@ -235,7 +275,7 @@ impl Backend for Cpu {
         if digits > self.digits.len() {
             self.digits.resize(digits, Digits::ZERO);
         }
-        Ok(Weight { outputs: parts.iter().map(Panels::rows).sum(), inputs, parts })
+        Ok(Weight { outputs: parts.iter().map(Panels::rows).sum(), inputs, packed: Packed::Panels(parts) })
     }
 
     fn kv(&self, shape: KvShape) -> Result<Kv, Error> {
@@ -253,8 +293,7 @@ impl Backend for Cpu {
 
     fn gather_rows(&mut self, table: &Weight, out: &mut Buf) {
         let (rows, width) = (self.step.rows().len(), out.width);
-        let [panels] = table.parts.as_slice() else { panic!("an embedding table is one matrix") };
-        let step = &self.step;
+        let (panels, step) = (table.table(), &self.step);
         self.pool.items((out.begin_rows(rows), width), ROWS_ALONE, &mut self.locals, |_, row, out| {
             panels.read_row(step.rows()[row].token as usize, out);
         });
@@ -284,6 +323,10 @@ impl Backend for Cpu {
 
     fn linear(&mut self, x: &Buf, weight: &Weight, epilogue: Epilogue, out: &mut Buf) {
         assert!(x.width == weight.inputs && out.width == weight.outputs, "widths of a product agree");
+        if let Packed::Tiles(tiles) = &weight.packed {
+            let then = Finish { begin: Begin::from(epilogue), bias: &[], activation: Activation::None };
+            return self.by_tiles((x, tiles), then, out);
+        }
         let digits = self.digitise(x, weight);
         let inputs = Inputs { x: x.all(), digits: &self.digits[..digits], rows: x.rows };
         let (level, begin) = (self.level, Begin::from(epilogue));

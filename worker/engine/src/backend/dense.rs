@@ -146,6 +146,13 @@ pub trait Dense: Backend {
     fn table(&mut self, rows: Matrix<'_>) -> Result<Self::Weight, Error> {
         self.pack(&[rows])
     }
+    /// Packs matrices as [`Backend::pack`] does, for products that mostly have many rows.
+    ///
+    /// # Errors
+    /// As [`Backend::pack`].
+    fn pack_for_many(&mut self, parts: &[Matrix<'_>]) -> Result<Self::Weight, Error> {
+        self.pack(parts)
+    }
     /// Replaces a buffer's rows with numbers of the host, part after part.
     fn write(&mut self, parts: &[&[f32]], out: &mut Self::Buf);
     /// `out[i] = table[rows[i]]`.

@@ -57,6 +57,17 @@ pub(super) struct Loader<'a, B> {
     pub(super) tensors: &'a Tensors,
     /// The device.
     pub(super) backend: &'a mut B,
+    /// How many rows the products have.
+    pub(super) rows: Rows,
+}
+
+/// How many rows products mostly have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rows {
+    /// One for each input or little more.
+    Few,
+    /// All of inputs at once.
+    Many,
 }
 
 impl<B: Dense> Loader<'_, B> {
@@ -78,7 +89,11 @@ impl<B: Dense> Loader<'_, B> {
     /// # Errors
     /// When the device cannot hold them.
     pub(super) fn pack(&mut self, matrices: &[Matrix<'_>], bias: &[f32]) -> Result<Affine<B>, Error> {
-        Ok(Affine { weight: self.backend.pack(matrices)?, bias: self.backend.upload(bias, bias.len())? })
+        let weight = match self.rows {
+            Rows::Few => self.backend.pack(matrices)?,
+            Rows::Many => self.backend.pack_for_many(matrices)?,
+        };
+        Ok(Affine { weight, bias: self.backend.upload(bias, bias.len())? })
     }
 
     /// A product without a bias.

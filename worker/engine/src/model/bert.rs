@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::Error;
 use crate::backend::dense::{Activation, Attended, Dense, Heads, Mask, Span, View};
 use crate::encode::{Budget, Cost, Encoder, Input, InputKey, Turn};
-use crate::model::affine::{Affine, Loader, Norm};
+use crate::model::affine::{self, Affine, Loader, Norm};
 use crate::model::direction::direction;
 use crate::tensors::Tensors;
 
@@ -201,7 +201,7 @@ impl<B: Dense> Bert<B> {
     pub fn load(tensors: &Tensors, budget: Budget, mut backend: B) -> Result<Bert<B>, Error> {
         let config = BertConfig::read(tensors)?;
         let budget = Budget { units: budget.units.max(config.context), ..budget };
-        let mut loader = Loader { tensors, backend: &mut backend };
+        let mut loader = Loader { tensors, backend: &mut backend, rows: affine::Rows::Many };
         let weights = Weights::load(&mut loader, &config)?;
         let rows = |width| backend.inputs(budget.units, width);
         let scratch = Scratch {

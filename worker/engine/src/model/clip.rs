@@ -10,7 +10,7 @@ use crate::Error;
 use crate::backend::dense::{Dense, Mask, Span, View};
 use crate::backend::{Epilogue, Matrix};
 use crate::encode::{Budget, Cost, Encoder, Input, InputKey, Pixels, Turn};
-use crate::model::affine::{Loader, Norm};
+use crate::model::affine::{Loader, Norm, Rows};
 use crate::model::direction::direction;
 use crate::model::kernel::Kernel;
 use crate::quant::Format;
@@ -81,7 +81,7 @@ impl<B: Dense> Clip<B> {
         let units = config.units(budget.units);
         let budget = Budget { units, ..budget };
         let room = Room { rows: units, inputs: budget.inputs, projection: config.projection };
-        let mut loader = Loader { tensors, backend: &mut backend };
+        let mut loader = Loader { tensors, backend: &mut backend, rows: Rows::Many };
         let text = Text::load(&mut loader, &config.text, room)?;
         let vision = Vision::load(&mut loader, &config.vision, room)?;
         let (layout, projected, progress) = (Layout::default(), Vec::new(), Arc::default());
@@ -154,7 +154,7 @@ impl<B: Dense> Vision<B> {
         let patches = pictures * (config.rows() - 1);
         Ok(Vision {
             tower,
-            patch: loader.backend.pack(&[kernel.matrix()])?,
+            patch: loader.backend.pack_for_many(&[kernel.matrix()])?,
             whole: loader.backend.table(whole)?,
             positions: loader.backend.upload(&positions, width)?,
             // The name is misspelt where the model comes from.

@@ -1,7 +1,11 @@
 //! Kernels over single rows of encoders: biases with their activations, layer norms, sums of rows.
 
+use std::ops::Range;
+
+use super::brains::{SIDE, SQUARE};
 use super::lanes::Lanes;
 use super::rows::{load, store};
+use super::tile::Begin;
 use super::{Kernel, LANES, Level};
 use crate::backend::dense::Activation;
 use crate::pool::Strip;
@@ -43,6 +47,68 @@ impl<const ACTIVATION: usize> Kernel for Bias<'_, '_, ACTIVATION> {
                 unsafe {
                     let sum = V::add(load::<V>(x, at), load::<V>(self.bias, at));
                     store::<V>(x, at, activated::<V, ACTIVATION>(sum));
+                }
+            }
+        }
+    }
+}
+
+/// What follows a square of sums.
+#[derive(Clone, Copy)]
+pub struct Finish<'a> {
+    /// What the sums begin at.
+    pub begin: Begin,
+    /// What is added to each row; empty for nothing.
+    pub bias: &'a [f32],
+    /// What the result passes through.
+    pub activation: Activation,
+}
+
+impl Finish<'_> {
+    /// The same for some of the columns.
+    #[must_use]
+    pub fn part(self, columns: Range<usize>) -> Self {
+        Finish { bias: if self.bias.is_empty() { self.bias } else { &self.bias[columns] }, ..self }
+    }
+}
+
+/// Writes sums, rows of 32 of which `out` is the first columns, and what follows them.
+///
+/// # Panics
+/// When there are fewer sums or biases than outputs.
+pub(super) fn finish(level: Level, sums: &[f32; SQUARE], then: Finish<'_>, out: &mut Strip<'_>) {
+    assert!(out.rows() <= SIDE && out.columns() <= SIDE, "outputs of a square");
+    assert!(then.bias.is_empty() || then.bias.len() == out.columns(), "a bias for each column");
+    // SAFETY: lengths as asserted.
+    unsafe {
+        match then.activation {
+            Activation::None => level.run(Finished::<NONE> { sums, then, out }),
+            Activation::Gelu => level.run(Finished::<GELU> { sums, then, out }),
+            Activation::QuickGelu => level.run(Finished::<QUICK_GELU> { sums, then, out }),
+            Activation::Relu6 => level.run(Finished::<RELU6> { sums, then, out }),
+        }
+    }
+}
+
+struct Finished<'a, 'b, 'c, const ACTIVATION: usize> {
+    sums: &'a [f32; SQUARE],
+    then: Finish<'a>,
+    out: &'b mut Strip<'c>,
+}
+
+impl<const ACTIVATION: usize> Kernel for Finished<'_, '_, '_, ACTIVATION> {
+    #[inline(always)]
+    unsafe fn run<V: Lanes>(self) {
+        let Finished { sums, then, out } = self;
+        for at in (0..out.columns()).step_by(LANES) {
+            // SAFETY: every access is inside the rows of the square, of the bias and of the output.
+            unsafe {
+                let bias = if then.bias.is_empty() { V::splat(0.0) } else { load::<V>(then.bias, at) };
+                for (row, sums) in sums.chunks_exact(SIDE).take(out.rows()).enumerate() {
+                    let out = out.row(row);
+                    let sum = V::load(sums.as_ptr().add(at));
+                    let sum = if then.begin == Begin::Output { V::add(load::<V>(out, at), sum) } else { sum };
+                    store::<V>(out, at, activated::<V, ACTIVATION>(V::add(sum, bias)));
                 }
             }
         }

@@ -9,6 +9,8 @@
 #![allow(clippy::needless_range_loop)] // reason: counted loops over arrays of registers are what unrolls
 
 pub mod affine;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 pub mod arena;
 pub mod attend;
 pub mod attention;
@@ -16,6 +18,7 @@ pub mod attention;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub mod brains;
 pub mod digits;
 pub mod integer;
 mod lanes;
@@ -25,6 +28,7 @@ pub mod rows;
 pub mod tile;
 pub mod window;
 
+use brains::Unit;
 use lanes::{Lanes, Portable};
 
 /// Numbers in a group; also output rows in a panel of weights, and tokens in a block of keys.
@@ -41,6 +45,9 @@ pub enum Level {
     /// AVX-512 F, BW, DQ, VL and VNNI, besides all of AVX2's.
     #[cfg(target_arch = "x86_64")]
     Avx512(avx512::Avx512),
+    /// The same and AMX with brain floats, by which encoders' products are computed.
+    #[cfg(target_arch = "x86_64")]
+    Amx(avx512::Avx512, amx::Amx),
 }
 
 impl Level {
@@ -57,7 +64,9 @@ impl Level {
         #[cfg(target_arch = "x86_64")]
         {
             levels.extend(avx2::Avx2::detect().map(Level::Avx2));
-            levels.extend(avx512::Avx512::detect().map(Level::Avx512));
+            let avx512 = avx512::Avx512::detect();
+            levels.extend(avx512.map(Level::Avx512));
+            levels.extend(avx512.zip(amx::Amx::detect()).map(|(avx512, amx)| Level::Amx(avx512, amx)));
         }
         levels
     }
@@ -77,6 +86,18 @@ impl Level {
             Level::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(_) => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Level::Amx(..) => "amx",
+        }
+    }
+
+    /// The matrix unit of this level.
+    #[must_use]
+    pub fn unit(self) -> Option<Unit> {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Level::Amx(_, amx) => Some(Unit::Amx(amx)),
+            _ => None,
         }
     }
 
@@ -93,7 +114,7 @@ impl Level {
                 #[cfg(target_arch = "x86_64")]
                 Level::Avx2(_) => avx2::run(kernel),
                 #[cfg(target_arch = "x86_64")]
-                Level::Avx512(_) => avx512::run(kernel),
+                Level::Avx512(_) | Level::Amx(..) => avx512::run(kernel),
             }
         }
     }

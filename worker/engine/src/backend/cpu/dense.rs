@@ -3,13 +3,14 @@
 use std::ops::Range;
 
 use super::layer::{LAYER_ROWS, TILE_ROWS};
-use super::{Buf, Cpu, Weight};
+use super::{Buf, Cpu, Packed, Weight};
 use crate::Error;
 use crate::backend::dense::{
     Activation, Attended, Dense, Heads, InvertedResidual, Mask, Span, View, Window, layer_by_layer,
 };
 use crate::backend::{Backend, Epilogue, Matrix};
 use crate::pool::Strip;
+use crate::simd::affine::Finish;
 use crate::simd::attend::{self, Growth, Look, QUERIES, Rows};
 use crate::simd::tile::Begin;
 use crate::simd::window::{Ring, depthwise, unfold};
@@ -50,10 +51,10 @@ impl Blocks {
         }
     }
 
-    /// As many blocks for each thread, about equally large.
-    fn cut_rows(&mut self, rows: usize, threads: usize) {
-        let blocks = rows.div_ceil(threads * LAYER_ROWS) * threads;
-        let size = rows.div_ceil(blocks).next_multiple_of(TILE_ROWS);
+    /// As many blocks for each thread, about equally large: at most `most` rows, whole units of them.
+    pub(super) fn cut_rows(&mut self, rows: usize, (most, unit): (usize, usize), threads: usize) {
+        let blocks = rows.div_ceil(threads * most) * threads;
+        let size = rows.div_ceil(blocks).next_multiple_of(unit);
         self.rows.clear();
         self.rows.extend((0..rows).step_by(size).map(|first| first..rows.min(first + size)));
     }
@@ -102,6 +103,10 @@ impl Dense for Cpu {
         table
     }
 
+    fn pack_for_many(&mut self, parts: &[Matrix<'_>]) -> Result<Weight, Error> {
+        self.pack_tiles(parts)
+    }
+
     fn write(&mut self, parts: &[&[f32]], out: &mut Buf) {
         let len = parts.iter().map(|part| part.len()).sum::<usize>();
         assert!(len.is_multiple_of(out.width), "whole rows");
@@ -114,8 +119,7 @@ impl Dense for Cpu {
     }
 
     fn gather(&mut self, table: &Weight, rows: &[u32], out: &mut Buf) {
-        let [panels] = table.parts.as_slice() else { panic!("a table is one matrix") };
-        let width = out.width;
+        let (panels, width) = (table.table(), out.width);
         self.pool.items((out.begin_rows(rows.len()), width), grain(width), &mut self.locals, |_, row, out| {
             panels.read_row(rows[row] as usize, out);
         });
@@ -153,13 +157,17 @@ impl Dense for Cpu {
         epilogue: Epilogue,
         out: &mut Buf,
     ) {
+        assert!(x.width == weight.inputs && out.width == weight.outputs, "widths of a product agree");
+        if let Packed::Tiles(tiles) = &weight.packed {
+            let then = Finish { begin: Begin::from(epilogue), bias: bias.row(0), activation };
+            return self.by_tiles((x, tiles), then, out);
+        }
         if x.rows < 2 * LAYER_ROWS {
             self.linear(x, weight, epilogue, out);
             return self.bias(bias, activation, out);
         }
-        assert!(x.width == weight.inputs && out.width == weight.outputs, "widths of a product agree");
         let (layer, begin, width) = (self.layer((weight, bias), activation), Begin::from(epilogue), out.width);
-        self.blocks.cut_rows(x.rows, self.pool.threads());
+        self.blocks.cut_rows(x.rows, (LAYER_ROWS, TILE_ROWS), self.pool.threads());
         let (out, blocks) = ((out.begin_rows(x.rows), width), &self.blocks.rows);
         self.pool.tiles(out, (blocks, width, 1), &mut self.locals, |local, (block, _), strip| {
             let Range { start, end } = blocks[block];
@@ -249,7 +257,7 @@ impl Dense for Cpu {
             return self.affine((unfolded, weight), (bias, activation), Epilogue::Store, out);
         }
         let (level, layer) = (self.level, self.layer((weight, bias), activation));
-        self.blocks.cut_rows(rows, self.pool.threads());
+        self.blocks.cut_rows(rows, layer.block(), self.pool.threads());
         let (out, blocks) = ((out.begin_rows(rows), width), &self.blocks.rows);
         self.pool.tiles(out, (blocks, width, 1), &mut self.locals, |local, (block, _), strip| {
             let mut unfolded = std::mem::take(&mut local.between.unfolded);

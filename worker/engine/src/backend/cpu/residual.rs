@@ -8,16 +8,12 @@ use super::layer::{LAYER_ROWS, Layer};
 use super::{Buf, Cpu, Local};
 use crate::backend::dense::{Activation, InvertedResidual, Residual, Window};
 use crate::pool::Strip;
-use crate::simd::linear::STRIP_UNIT;
 use crate::simd::tile::Begin;
 use crate::simd::window::{Ring, depthwise};
 use crate::simd::{Level, affine};
 
 /// Widened numbers of a picture from which this pays; with fewer, the weights are what is read.
 const LARGE: usize = 64 << 10;
-/// Channels that are widened and filtered together: whole tiles of a product, near enough to each other that reading a
-/// row of one group of them is reading ahead for the next.
-const CHANNELS: usize = STRIP_UNIT;
 /// Widened numbers that are held at a time, about.
 const HELD: usize = 64 << 10;
 /// Strips for each thread, so that a slow one leaves work to the others.
@@ -128,8 +124,8 @@ impl Strips<'_> {
             Some(expand) => {
                 let rows = self.held();
                 widened.resize(rows * width * channels, 0.0);
-                for first in (0..channels).step_by(CHANNELS) {
-                    let channels = first..channels.min(first + CHANNELS);
+                for first in (0..channels).step_by(expand.strip()) {
+                    let channels = first..channels.min(first + expand.strip());
                     let room = &mut widened[rows * width * first..][..rows * width * channels.len()];
                     let new = (new.clone(), channels.clone());
                     widen(expand, (x, row), new, (room, rows), local);

@@ -7,9 +7,10 @@ use super::*;
 use crate::backend::dense::{
     Activation, Attended, Dense, Heads, InvertedResidual, Mask, Padding, Residual, Span, View, Window,
 };
+use crate::simd::brains::Unit;
 
 /// Runs an operation on the oracle and on the processor: close to the one, the same bits on one and two threads at
-/// every level of the other. Returns the processor's numbers.
+/// every level of the other; by a matrix unit close, and the same bits on any threads. Returns the processor's numbers.
 fn check(case: &str, run: &dyn Runs) -> Vec<f32> {
     let truth = run.oracle(&mut Scalar::new(LIMITS));
     let first = run.processor(&mut Cpu::new(Level::Scalar, 1, LIMITS));
@@ -20,7 +21,18 @@ fn check(case: &str, run: &dyn Runs) -> Vec<f32> {
             assert!(bits(&first).eq(bits(&got)), "{case} at {} on {threads}", level.name());
         }
     }
+    for unit in units() {
+        let by = |threads| run.processor(&mut Cpu::new(Level::detect(), threads, LIMITS).by(Some(unit)));
+        let (alone, together) = (by(1), by(2));
+        assert!(error(&truth, &alone) < 1e-10, "{case} by {unit:?}: {}", error(&truth, &alone));
+        assert!(bits(&alone).eq(bits(&together)), "{case} by {unit:?}");
+    }
     first
+}
+
+/// What multiplies many rows: the plain one everywhere, and this machine's where it has one.
+fn units() -> Vec<Unit> {
+    [Some(Unit::Plain), Level::detect().unit()].into_iter().flatten().collect()
 }
 
 /// An operation on either backend.
@@ -308,7 +320,7 @@ fn blocks_are_the_oracle_s_however_they_are_cut() {
             let run = operation!(|backend| {
                 let matrix = |columns, data| Matrix { format: Format::F32, columns, data };
                 let weights = [matrix(channels, &expand), matrix(wide, &project)];
-                let [expand, project] = weights.map(|weight| backend.pack(&[weight]).expect("a matrix"));
+                let [expand, project] = weights.map(|weight| backend.pack_for_many(&[weight]).expect("a matrix"));
                 let (x, taps) = (put(backend, &x, channels), put(backend, &taps, wide));
                 let [bias, last] = [wide, narrow].map(|len| put(backend, &biases[..len], len));
                 let rows = pictures * height * width;
@@ -339,7 +351,8 @@ fn convolutions_of_all_channels_are_the_oracle_s() {
         let x = noise.numbers(3 * window.size.0 * window.size.1 * channels);
         let (weight, bias) = (noise.matrix(Format::F32, outputs, inputs), noise.numbers(outputs));
         let run = operation!(|backend| {
-            let weight = backend.pack(&[Matrix { format: Format::F32, columns: inputs, data: &weight }]).expect("fits");
+            let weight = Matrix { format: Format::F32, columns: inputs, data: &weight };
+            let weight = backend.pack_for_many(&[weight]).expect("fits");
             let (x, bias) = (put(backend, &x, channels), put(backend, &bias, outputs));
             let (mut unfolded, mut out) = (empty(backend, rows, inputs), empty(backend, rows, outputs));
             backend.convolve((&x, &window), (&weight, &bias, Activation::Gelu), &mut unfolded, &mut out);
@@ -372,6 +385,69 @@ fn what_follows_a_product_does_not_depend_on_how_its_rows_were_cut() {
             assert!(bits(&apart).eq(bits(&together)), "{rows} {inputs} {outputs} {weights:?} {}", level.name());
         }
     }
+}
+
+/// Formats of weights, how they are held, and the error that may cost.
+const UNIT_CASES: [(Format, Weights, f64); 6] = [
+    (Format::F32, Weights::Stored, 1e-10),
+    (Format::F16, Weights::Stored, 1e-10),
+    (Format::BF16, Weights::Stored, 1e-10),
+    (Format::Q8_0, Weights::Stored, 1e-5),
+    (Format::F32, Weights::Int8, 1e-4),
+    (Format::Q8_0, Weights::Int8, 1e-5),
+];
+
+#[test]
+fn products_by_a_unit_are_near_the_oracle_s_and_alike_in_any_company() {
+    let mut noise = Noise(27);
+    for (format, weights, bound) in UNIT_CASES {
+        for (rows, inputs, outputs) in [(1, 32, 16), (33, 64, 40), (64, 96, 130), (700, 160, 24), (97, 27, 33)] {
+            let inputs = if format == Format::Q8_0 { inputs / 32 * 32 + 32 } else { inputs };
+            let (first, second) = (noise.matrix(format, outputs, inputs), noise.matrix(format, 8, inputs));
+            let parts = [&first, &second].map(|data| Matrix { format, columns: inputs, data });
+            let outputs = outputs + 8;
+            let (x, bias) = (noise.numbers(rows * inputs), noise.numbers(outputs));
+            let before = noise.numbers(rows * outputs);
+            let truth = finished(&mut Scalar::new(LIMITS), &parts, (&x, &bias), &before).1;
+            for unit in units() {
+                let mut cpu = Cpu::new(Level::detect(), 3, LIMITS).holding(weights).by(Some(unit));
+                let (apart, together) = finished(&mut cpu, &parts, (&x, &bias), &before);
+                let case = format!("{format:?} {weights:?} {rows} {inputs} {outputs} {unit:?}");
+                assert!(error(&truth, &together) < bound, "{case}: {}", error(&truth, &together));
+                assert!(bits(&apart).eq(bits(&together)), "{case}");
+                let last = (rows - 1) * inputs..;
+                let (x, before) = (&x[last], &before[(rows - 1) * outputs..]);
+                let alone = finished(&mut cpu, &parts, (x, &bias), before).1;
+                assert!(bits(&alone).eq(bits(&together[(rows - 1) * outputs..])), "{case} alone");
+            }
+        }
+    }
+}
+
+/// What follows a product, by itself and with it.
+fn finished<B: Dense>(
+    backend: &mut B,
+    parts: &[Matrix<'_>],
+    (x, bias): (&[f32], &[f32]),
+    before: &[f32],
+) -> (Vec<f32>, Vec<f32>) {
+    let weight = backend.pack_for_many(parts).expect("matrices of equal inputs");
+    let (x, bias) = (put(backend, x, parts[0].columns), put(backend, bias, bias.len()));
+    let outputs = parts.iter().map(|part| rows_of(part)).sum();
+    let [mut apart, mut together] = [0; 2].map(|_| put(backend, before, outputs));
+    backend.linear(&x, &weight, Epilogue::Add, &mut apart);
+    backend.bias(&bias, Activation::Gelu, &mut apart);
+    backend.affine((&x, &weight), (&bias, Activation::Gelu), Epilogue::Add, &mut together);
+    (read(backend, &apart), read(backend, &together))
+}
+
+#[test]
+fn a_unit_packs_only_whole_rows_of_one_length() {
+    let mut cpu = Cpu::new(Level::detect(), 1, LIMITS).by(Some(Unit::Plain));
+    let matrix = |columns, bytes: &'static [u8]| Matrix { format: Format::F32, columns, data: bytes };
+    assert!(cpu.pack_for_many(&[matrix(2, &[0; 16]), matrix(3, &[0; 12])]).is_err());
+    assert!(cpu.pack_for_many(&[matrix(2, &[0; 12])]).is_err());
+    assert!(cpu.pack_for_many(&[matrix(0, &[])]).is_err());
 }
 
 #[test]

@@ -6,6 +6,7 @@ use crate::encode::{self, Engine, Event, Job, Output};
 use crate::engine::JobKey;
 use crate::fixture::{tiny_bert, tiny_bert_bytes};
 use crate::simd::Level;
+use crate::simd::brains::Unit;
 use crate::text::{Encoded, Excess};
 use proptest::prelude::*;
 use serde_json::json;
@@ -65,6 +66,21 @@ fn a_text_in_a_batch_has_the_bits_it_has_alone() {
         assert!(alone.iter().zip(together).all(|(a, b)| a.to_bits() == b.to_bits()));
         let single = directions(&mut on_cpu(Level::detect(), 1), std::slice::from_ref(text)).remove(0);
         assert_eq!(alone, single);
+    }
+}
+
+#[test]
+fn a_matrix_unit_finds_the_same_directions_in_any_company() {
+    let texts = texts(&[48, 1, 5, 33, 17]);
+    let truth = directions(&mut on_cpu(Level::detect(), 1), &texts);
+    for unit in [Some(Unit::Plain), Level::detect().unit()].into_iter().flatten() {
+        let cpu = Cpu::new(Level::detect(), 2, LIMITS).by(Some(unit));
+        let mut encoder = Bert::load(&tensors(&[]), BUDGET, cpu).unwrap();
+        let together = directions(&mut encoder, &texts);
+        for ((text, truth), together) in texts.iter().zip(&truth).zip(&together) {
+            assert!(truth.iter().zip(together).all(|(a, b)| (a - b).abs() < 1e-4), "{unit:?} {truth:?} {together:?}");
+            assert_eq!(&directions(&mut encoder, std::slice::from_ref(text))[0], together, "{unit:?}");
+        }
     }
 }
 

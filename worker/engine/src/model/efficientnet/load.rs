@@ -249,7 +249,7 @@ impl<B: Dense> Loader<'_, B> {
     ) -> Result<Pointwise<B>, Error> {
         let weight = self.tensors.matrix(&format!("{name}.weight"), outputs, inputs)?;
         let bias = self.tensors.numbers(&format!("{name}.bias"), &[outputs])?;
-        let (weight, bias) = (self.backend.pack(&[weight])?, self.backend.upload(&bias, outputs)?);
+        let (weight, bias) = (self.backend.pack_for_many(&[weight])?, self.backend.upload(&bias, outputs)?);
         Ok(Pointwise { weight, bias, activation })
     }
 
@@ -277,7 +277,7 @@ impl<B: Dense> Loader<'_, B> {
     }
 
     fn pack(&mut self, rows: &[f32], columns: usize) -> Result<B::Weight, Error> {
-        self.backend.pack(&[Matrix { format: Format::F32, columns, data: &little_endian(rows) }])
+        self.backend.pack_for_many(&[Matrix { format: Format::F32, columns, data: &little_endian(rows) }])
     }
 }
 

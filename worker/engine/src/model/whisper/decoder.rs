@@ -11,7 +11,7 @@ use super::layers::{Bias, EPSILON, FeedForward, Source};
 use crate::Error;
 use crate::backend::Epilogue;
 use crate::backend::dense::{Activation, Attended, Dense, Heads, Mask, Span, View};
-use crate::model::affine::{Affine, Loader, Norm};
+use crate::model::affine::{self, Affine, Loader, Norm};
 use crate::plan::TokenId;
 use crate::tensors::Tensors;
 
@@ -99,7 +99,7 @@ struct Room<D: Dense> {
 impl<D: Dense> Decoder<D> {
     pub(super) fn new(tensors: &Tensors, config: &Config, device: &mut D) -> Result<Decoder<D>, Error> {
         let width = config.d_model;
-        let mut source = Source { loader: Loader { tensors, backend: device }, width };
+        let mut source = Source { loader: Loader { tensors, backend: device, rows: affine::Rows::Few }, width };
         let layer = |index| Layer::new(&mut source, &format!("model.decoder.layers.{index}"), config);
         let layers = (0..config.decoder_layers).map(layer).collect::<Result<_, Error>>()?;
         let embedding = tensors.matrix("model.decoder.embed_tokens.weight", config.vocab_size, width)?;
@@ -196,7 +196,7 @@ impl<D: Dense> Layer<D> {
             out: source.linear(&format!("{name}.self_attn.out_proj"), width, width)?,
             sound_norm: source.norm(&format!("{name}.encoder_attn_layer_norm"))?,
             sound_q: source.fused(&format!("{name}.encoder_attn"), &[q])?,
-            sound_kv: source.fused(&format!("{name}.encoder_attn"), &[k, v])?,
+            sound_kv: source.many().fused(&format!("{name}.encoder_attn"), &[k, v])?,
             sound_out: source.linear(&format!("{name}.encoder_attn.out_proj"), width, width)?,
             feed_forward: source.feed_forward(name, config.decoder_ffn_dim)?,
         })

@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::backend::dense::{Activation, Dense};
-use crate::model::affine::{Affine, Loader, Norm};
+use crate::model::affine::{Affine, Loader, Norm, Rows};
 use crate::model::kernel::Kernel;
 
 /// As PyTorch's layer norm has it.
@@ -29,6 +29,12 @@ pub(super) struct Source<'a, D> {
 }
 
 impl<D: Dense> Source<'_, D> {
+    /// The same side, for products of all that was heard.
+    pub(super) fn many(&mut self) -> Source<'_, D> {
+        let Loader { tensors, ref mut backend, .. } = self.loader;
+        Source { loader: Loader { tensors, backend, rows: Rows::Many }, width: self.width }
+    }
+
     /// (outputs, inputs) products of equal shape under `prefix`, side by side.
     pub(super) fn fused(&mut self, prefix: &str, parts: &[(&str, Bias)]) -> Result<Affine<D>, Error> {
         let (mut matrices, mut biases) = (Vec::new(), Vec::new());

@@ -6,7 +6,7 @@ use super::config::{Config, SOURCE_POSITIONS};
 use super::layers::{Bias, EPSILON, FeedForward, Source};
 use crate::Error;
 use crate::backend::dense::{Activation, Attended, Dense, Heads, Mask, Padding, Span, View, Window};
-use crate::model::affine::{Affine, Loader, Norm};
+use crate::model::affine::{Affine, Loader, Norm, Rows};
 use crate::tensors::Tensors;
 
 /// Frames of a window.
@@ -49,7 +49,7 @@ struct Room<D: Dense> {
 impl<D: Dense> Tower<D> {
     pub(super) fn new(tensors: &Tensors, config: &Config, device: &mut D) -> Result<Tower<D>, Error> {
         let (width, bands) = (config.d_model, config.num_mel_bins);
-        let mut source = Source { loader: Loader { tensors, backend: device }, width };
+        let mut source = Source { loader: Loader { tensors, backend: device, rows: Rows::Many }, width };
         let layer = |index| Layer::new(&mut source, &format!("model.encoder.layers.{index}"), config);
         let layers = (0..config.encoder_layers).map(layer).collect::<Result<_, Error>>()?;
         Ok(Tower {
