@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use engine::backend::StepLimits;
+use engine::backend::Weights;
 use engine::backend::cpu::Cpu;
 use engine::encode::{Clip, Encoder, Input, InputKey, Output, Transcript, Turn, Words};
 use engine::model::whisper::Whisper;
@@ -32,8 +32,8 @@ fn main() {
         return;
     };
     let tensors = Tensors::open(Path::new(model)).expect("the model opens");
-    let limits = StepLimits { rows: 1, outputs: 1, blocks: 1 };
-    let mut whisper = Whisper::load(&tensors, Cpu::new(Level::detect(), threads, limits)).expect("the model loads");
+    let mut whisper =
+        Whisper::load(&tensors, Cpu::for_encoder(Level::detect(), threads, Weights::Stored)).expect("the model loads");
     let clip = |path: &String| Clip { samples: samples(path).into(), language: language.clone(), words };
     let inputs: Vec<Input> = clips.iter().map(|path| Input::Clip(clip(path))).collect();
     let size = if together { inputs.len() } else { 1 };

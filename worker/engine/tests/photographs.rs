@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use engine::backend::cpu::Cpu;
-use engine::backend::{Activations, StepLimits, Weights};
+use engine::backend::{Activations, Weights};
 use engine::encode::{Encoder, Input, InputKey, Output, Pixels, Turn};
 use engine::fixture;
 use engine::model::EfficientNet;
@@ -27,8 +27,7 @@ fn labels_of(weights: Weights, tolerance: f32) {
     let golden: BTreeMap<String, Vec<(usize, f32)>> =
         serde_json::from_slice(&std::fs::read(folder.join("labels.json")).unwrap()).unwrap();
     let tensors = Tensors::open(&fixture::efficientnet()).unwrap();
-    let limits = StepLimits { rows: 1, outputs: 1, blocks: 1 };
-    let cpu = Cpu::new(Level::detect(), 2, limits).with(Activations::default()).holding(weights);
+    let cpu = Cpu::for_encoder(Level::detect(), 2, weights).with(Activations::default());
     let mut model = EfficientNet::load(&tensors, cpu).unwrap();
     let picturing = *model.picturing();
     let side = picturing.size as usize;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use engine::backend::StepLimits;
+use engine::backend::Weights;
 use engine::backend::cpu::Cpu;
 use engine::encode::{Clip, Encoder, Input, InputKey, Output, Segment, Transcript, Turn, Words};
 use engine::fixture::whisper_tiny_en;
@@ -119,8 +119,7 @@ fn what_the_model_cannot_hear_is_refused() {
 
 fn whisper() -> Whisper<Cpu> {
     let tensors = Tensors::open(&whisper_tiny_en()).expect("the fixture opens");
-    let limits = StepLimits { rows: 1, outputs: 1, blocks: 1 };
-    Whisper::load(&tensors, Cpu::new(Level::detect(), 2, limits)).expect("the fixture loads")
+    Whisper::load(&tensors, Cpu::for_encoder(Level::detect(), 2, Weights::Stored)).expect("the fixture loads")
 }
 
 fn clip(samples: &[f32], words: Words) -> Input {

@@ -176,6 +176,14 @@ impl Cpu {
         Cpu { unit, ..self }
     }
 
+    /// A device for an encoder, which has no steps, with weights held as `weights` says; by the level's matrix unit, where
+    /// it has one.
+    #[must_use]
+    pub fn for_encoder(level: Level, threads: usize, weights: Weights) -> Cpu {
+        let limits = StepLimits { rows: 1, outputs: 1, blocks: 1 };
+        Cpu::new(level, threads, limits).holding(weights).by(level.unit())
+    }
+
     /// The same device with its inputs of products as `activations` says.
     #[must_use]
     pub fn with(self, activations: Activations) -> Cpu {

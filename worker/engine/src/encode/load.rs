@@ -107,18 +107,20 @@ pub fn load(path: &Path, settings: Settings) -> Result<Loaded, Error> {
 /// As [`load`].
 pub fn load_on(path: &Path, settings: Settings, device: &Device) -> Result<Loaded, Error> {
     let tensors = Tensors::open(path)?;
-    // Encoders have no steps.
-    let limits = StepLimits { rows: 1, outputs: 1, blocks: 1 };
     match device {
         Device::Processor(level) => {
-            let cpu = Cpu::new(*level, settings.threads, limits).holding(settings.weights).by(level.unit());
+            let cpu = Cpu::for_encoder(*level, settings.threads, settings.weights);
             let activations = match tensors.text(FAMILY)? {
                 "bert" => Activations::Sparse,
                 _ => Activations::default(),
             };
             load_family(&tensors, sentence_tokens(settings.threads, *level), cpu.with(activations))
         }
-        Device::Cuda(card) => load_family(&tensors, GPU_TOKENS, device::cuda(card, limits)?),
+        Device::Cuda(card) => {
+            // Encoders have no steps.
+            let limits = StepLimits { rows: 1, outputs: 1, blocks: 1 };
+            load_family(&tensors, GPU_TOKENS, device::cuda(card, limits)?)
+        }
     }
 }
 
