@@ -66,8 +66,9 @@ def build(sdist):
     environment = {**os.environ, "PATH": f"{tools.HOME}/bin:{os.environ['PATH']}"}
     source = f"{PEERS}/{SDIST.removesuffix('.tar.gz')}/vendor/llama.cpp"
     off = [f"-DLLAMA_{name}=OFF" for name in ("CURL", "OPENSSL", "BUILD_TESTS", "BUILD_EXAMPLES", "BUILD_WEBUI")]
+    shapes = f"-DCMAKE_CXX_FLAGS=-include {os.path.abspath('ops/bench/tiles.h')}"
     configure = ["cmake", "-G", "Ninja", "-B", f"{PEERS}/llama", "-S", source, "-DCMAKE_BUILD_TYPE=Release"]
-    run([*configure, "-DGGML_NATIVE=ON", "-DBUILD_SHARED_LIBS=OFF", *off], environment)
+    run([*configure, "-DGGML_NATIVE=ON", "-DBUILD_SHARED_LIBS=OFF", shapes, *off], environment)
     targets = ["llama-bench", "llama-batched-bench", "llama-server", "llama-quantize"]
     run(["cmake", "--build", f"{PEERS}/llama", "--target", *targets], environment)
 
