@@ -5,8 +5,12 @@ use std::time::Duration;
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
+use engine::backend::Matrix;
+use engine::backend::dense::Activation;
 use engine::pool::Strip;
 use engine::quant::Format;
+use engine::simd::affine::Finish;
+use engine::simd::bytes::{Bytes, Cell, code, multiply};
 use engine::simd::digits::{Digits, Planes, digitise};
 use engine::simd::linear::{self, Input, Scratch};
 use engine::simd::panel::{BLOCK, Panels};
@@ -29,7 +33,7 @@ fn products(criterion: &mut Criterion) {
         let bytes = outputs * inputs / format.block_len() * format.block_bytes();
         // Any bytes are a matrix; small ones keep the scales tame.
         let data: Vec<u8> = (0..bytes).map(|i| (i % 61) as u8).collect();
-        let panels = Panels::pack(format, inputs, &data).expect("a matrix packs");
+        let panels = Panels::pack(&Matrix { format, columns: inputs, data: &data }).expect("a matrix packs");
         for level in Level::all().into_iter().skip(1) {
             let mut singles = group(criterion, format!("{} f32 {}", format.name(), level.name()));
             for rows in ROWS {
@@ -74,5 +78,31 @@ fn products(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, products);
+/// Whole rows of bytes, the inputs' rounding included.
+fn products_of_bytes(criterion: &mut Criterion) {
+    let (outputs, inputs) = SHAPE;
+    let data: Vec<u8> = (0..outputs * inputs).flat_map(|i| ((i % 61) as f32).to_le_bytes()).collect();
+    let matrix = Matrix { format: Format::F32, columns: inputs, data: &data };
+    let weights = Bytes::pack(&[matrix], |_| {}).expect("a matrix packs");
+    for level in Level::all().into_iter().skip(1) {
+        let mut bytes = group(criterion, format!("bytes {}", level.name()));
+        for rows in ROWS {
+            let (x, mut out) = (vec![0.5; rows * inputs], vec![0.0; rows * outputs]);
+            let mut cells = vec![Cell::ZERO; rows * weights.cells()];
+            bytes.throughput(Throughput::Elements((rows * outputs * inputs) as u64));
+            bytes.bench_function(format!("{rows} rows"), |bencher| {
+                bencher.iter(|| {
+                    for (x, out) in black_box(&x).chunks_exact(inputs).zip(cells.chunks_exact_mut(weights.cells())) {
+                        code(level, x, &weights, out);
+                    }
+                    let then = Finish { begin: Begin::Zero, bias: &[], activation: Activation::None };
+                    multiply(level, &cells, (&weights, 0..outputs), then, &mut Strip::whole(&mut out, outputs));
+                });
+            });
+        }
+        bytes.finish();
+    }
+}
+
+criterion_group!(benches, products, products_of_bytes);
 criterion_main!(benches);

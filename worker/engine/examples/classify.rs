@@ -5,8 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use engine::backend::cpu::Cpu;
-use engine::backend::{Activations, Weights};
-use engine::encode::{Encoder, Input, InputKey, Output, Picturing, Pixels, Resizing, Turn};
+use engine::encode::{Encoder, Input, InputKey, Output, Picturing, Pixels, Resizing, Settings, Turn, processor};
 use engine::model::EfficientNet;
 use engine::simd::Level;
 use engine::tensors::Tensors;
@@ -17,11 +16,11 @@ fn main() {
     let [model, files @ ..] = arguments.as_slice() else { panic!("classify MODEL FILE...") };
     let threads = if files[0] == "--bench" { files[3].parse().expect("a number of threads") } else { 2 };
     let tensors = Tensors::open(Path::new(model)).expect("a model file");
-    let weights = match std::env::var("FLOTILLA_BENCH_WEIGHTS").as_deref() {
-        Ok("int8") => Weights::Int8,
-        _ => Weights::Stored,
+    let settings = match std::env::var("FLOTILLA_BENCH_WEIGHTS").as_deref() {
+        Ok("int8") => Settings::int8(threads),
+        _ => Settings::stored(threads),
     };
-    let cpu = Cpu::for_encoder(Level::detect(), threads, weights).with(Activations::default());
+    let cpu = processor(&tensors, settings, Level::detect()).expect("a family");
     let mut network = EfficientNet::load(&tensors, cpu).expect("a model of pictures");
     if files[0] == "--bench" {
         return bench(&mut network, files[1].parse().expect("pictures"), files[2].parse().expect("seconds"));

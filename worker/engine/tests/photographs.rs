@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use engine::backend::cpu::Cpu;
-use engine::backend::{Activations, Weights};
-use engine::encode::{Encoder, Input, InputKey, Output, Pixels, Turn};
+use engine::backend::Weights;
+use engine::encode::{Encoder, Input, InputKey, Output, Pixels, Settings, Turn, processor};
 use engine::fixture;
 use engine::model::EfficientNet;
 use engine::simd::Level;
@@ -27,7 +26,7 @@ fn labels_of(weights: Weights, tolerance: f32) {
     let golden: BTreeMap<String, Vec<(usize, f32)>> =
         serde_json::from_slice(&std::fs::read(folder.join("labels.json")).unwrap()).unwrap();
     let tensors = Tensors::open(&fixture::efficientnet()).unwrap();
-    let cpu = Cpu::for_encoder(Level::detect(), 2, weights).with(Activations::default());
+    let cpu = processor(&tensors, Settings { threads: 2, weights }, Level::detect()).unwrap();
     let mut model = EfficientNet::load(&tensors, cpu).unwrap();
     let picturing = *model.picturing();
     let side = picturing.size as usize;

@@ -4,11 +4,14 @@
 //! cut, a row's result is the same to the last bit, alone or in any company.
 
 mod dense;
+mod inputs;
 mod layer;
+mod pack;
 mod residual;
-mod tiles;
+mod weight;
 
-use std::ops::Range;
+use weight::Packed;
+pub use weight::Weight;
 
 use crate::Error;
 use crate::backend::dense::Activation;
@@ -16,22 +19,18 @@ use crate::backend::step::Step;
 use crate::backend::{Activations, Backend, Epilogue, Gate, KvShape, Matrix, Reach, StepLimits, Turn, Weights};
 use crate::model::Ticket;
 use crate::plan::{BLOCK_TOKENS, BlockId, Plan, Sampled};
-use crate::pool::{Pool, Strip};
-use crate::quant::{Format, dequantise_row, quantise};
+use crate::pool::Pool;
 use crate::sampler::Sampler;
 use crate::simd::affine::Finish;
 use crate::simd::arena::{Arena, Use};
 use crate::simd::attend;
 use crate::simd::attention::{self, HEAD_WIDTH_MAX, Pages, Queries, page_len};
-use crate::simd::brains::{Tiles, Unit};
-use crate::simd::digits::{Digits, Planes, digitise};
-use crate::simd::linear::{Input, STRIP_UNIT, Scratch, multiply};
-use crate::simd::panel::{BLOCK, Panels};
+use crate::simd::brains::Unit;
+use crate::simd::linear::Scratch;
 use crate::simd::tile::Begin;
-use crate::simd::{LANES, Level, integer, rows};
+use crate::simd::{LANES, Level, rows};
+use inputs::{ROWS_ALONE, Room, Together};
 
-/// Rows of norms and gates that one thread does faster alone than two together.
-const ROWS_ALONE: usize = 4;
 /// Tokens looked at, over all rows, below which attention is faster on one thread.
 const TOKENS_ALONE: usize = 128;
 
@@ -48,9 +47,7 @@ pub struct Cpu {
     /// What multiplies many rows, where it is not vector registers.
     unit: Option<Unit>,
     /// The inputs of the product that is computed.
-    digits: Vec<Digits>,
-    /// The same for the unit.
-    brains: Vec<u16>,
+    room: Room,
 }
 
 /// A thread's own memory.
@@ -60,9 +57,7 @@ struct Local {
     looks: attend::Scratch,
     sampler: Sampler,
     /// Inputs of a layer's rows.
-    digits: Vec<Digits>,
-    /// The same for the unit.
-    brains: Vec<u16>,
+    room: Room,
     between: residual::Between,
 }
 
@@ -72,74 +67,6 @@ pub struct Buf {
     numbers: Arena<f32>,
     width: usize,
     rows: usize,
-}
-
-/// Matrices of equal inputs, packed.
-#[derive(Debug)]
-pub struct Weight {
-    packed: Packed,
-    outputs: usize,
-    inputs: usize,
-}
-
-/// How weights lie.
-#[derive(Debug)]
-enum Packed {
-    /// For vector registers, each matrix by itself.
-    Panels(Vec<Panels>),
-    /// For the matrix unit.
-    Tiles(Tiles),
-}
-
-/// Rows of inputs of a product.
-#[derive(Clone, Copy)]
-struct Inputs<'a> {
-    x: &'a [f32],
-    /// The same as digits; empty where no part of the weights asks for them.
-    digits: &'a [Digits],
-    rows: usize,
-}
-
-impl Weight {
-    /// Its panels; none where it lies in tiles.
-    fn panels(&self) -> &[Panels] {
-        match &self.packed {
-            Packed::Panels(panels) => panels,
-            Packed::Tiles(_) => &[],
-        }
-    }
-
-    /// Its only matrix, whose rows are gathered.
-    fn table(&self) -> &Panels {
-        let [panels] = self.panels() else { panic!("a table is one matrix") };
-        panels
-    }
-
-    /// Writes the columns `range` of a product to a strip that has just these.
-    fn multiply(
-        &self,
-        level: Level,
-        inputs: Inputs<'_>,
-        (range, begin): (Range<usize>, Begin),
-        (strip, scratch): (&mut Strip<'_>, &mut Scratch),
-    ) {
-        let mut first = 0;
-        for part in self.panels() {
-            let (from, to) = (range.start.max(first), range.end.min(first + part.rows()));
-            if from < to {
-                let panels = (from - first) / LANES..(to - first).div_ceil(LANES);
-                let mut out = strip.part(from - range.start..to - range.start);
-                if inputs.digits.is_empty() || part.layout().is_plain() {
-                    let input = Input { x: inputs.x, rows: inputs.rows };
-                    multiply(level, input, (part, panels), (begin, &mut out), scratch);
-                } else {
-                    let digits = (inputs.digits, inputs.rows);
-                    integer::multiply(level, digits, (part, panels), (begin, &mut out), scratch);
-                }
-            }
-            first += part.rows();
-        }
-    }
 }
 
 impl From<Epilogue> for Begin {
@@ -166,8 +93,7 @@ impl Cpu {
         let locals = (0..pool.threads()).map(|_| Local::default()).collect();
         let (step, blocks) = (Step::new(limits), dense::Blocks::default());
         let (weights, activations) = (Weights::Stored, Activations::F32);
-        let (digits, brains) = (Vec::new(), Vec::new());
-        Cpu { level, pool, locals, step, blocks, weights, activations, unit: None, digits, brains }
+        Cpu { level, pool, locals, step, blocks, weights, activations, unit: None, room: Room::default() }
     }
 
     /// The same device with products of many rows left to a matrix unit, if there is one, of what is packed from now on.
@@ -196,37 +122,18 @@ impl Cpu {
         Cpu { weights, ..self }
     }
 
-    fn panels(&self, part: &Matrix<'_>) -> Result<Panels, Error> {
-        let Matrix { format, columns, data } = *part;
-        let rounds = self.weights == Weights::Int8 && format.block_len() == 1 && columns.is_multiple_of(BLOCK);
-        if !rounds || columns == 0 {
-            return Panels::pack(format, columns, data);
+    /// A product cut by its outputs, and what follows it.
+    fn by_outputs(&mut self, (x, weight): (&Buf, &Weight), then: Finish<'_>, out: &mut Buf) {
+        assert!(x.width == weight.inputs && out.width == weight.outputs, "widths of a product agree");
+        let (level, out) = (self.level, (out.begin_rows(x.rows), weight.outputs));
+        if x.rows == 0 {
+            return;
         }
-        let mut numbers = vec![0.0; data.len() / format.block_bytes()];
-        dequantise_row(format, data, &mut numbers);
-        Panels::pack(Format::Q8_0, columns, &quantise(&numbers))
-    }
-
-    /// Digits of a row as wide as these weights' inputs; none where no part of them is of integers, or inputs stay as
-    /// they are.
-    fn digits_of_row(&self, parts: &[Panels]) -> usize {
-        let integers = parts.iter().find(|part| !part.layout().is_plain());
-        integers.map_or(0, |part| part.columns() / BLOCK * self.activations.planes().map_or(0, Planes::count))
-    }
-
-    /// Writes the rows of `x` as digits. Returns how many those are.
-    fn digitise(&mut self, x: &Buf, weight: &Weight) -> usize {
-        let of_row = self.digits_of_row(weight.panels());
-        let (Some(planes), 1..) = (self.activations.planes(), of_row) else { return 0 };
-        let (level, all) = (self.level, x.rows * of_row);
-        // Encoders, whose rows a step does not bound, grow it to their largest batch.
-        if all > self.digits.len() {
-            self.digits.resize(all, Digits::ZERO);
-        }
-        self.pool.items((&mut self.digits[..all], of_row), ROWS_ALONE, &mut self.locals, |_, row, out| {
-            digitise(level, x.row(row), planes, out);
+        let threads = &mut Together(&mut self.pool, &mut self.locals);
+        let inputs = weight.form(self.activations).write(threads, level, (x.all(), x.rows), &mut self.room);
+        self.pool.strips(out, weight.strip(inputs), &mut self.locals, |local, range, strip| {
+            weight.multiply(level, inputs, (range, then), (strip, &mut local.scratch));
         });
-        all
     }
 }
 
@@ -273,17 +180,7 @@ impl Backend for Cpu {
     }
 
     fn pack(&mut self, parts: &[Matrix<'_>]) -> Result<Weight, Error> {
-        let inputs = parts.first().map_or(0, |part| part.columns);
-        let parts: Vec<Panels> = parts.iter().map(|part| self.panels(part)).collect::<Result<_, _>>()?;
-        let whole = parts.iter().rev().skip(1).all(|part| part.rows().is_multiple_of(LANES));
-        if !whole || parts.iter().any(|part| part.columns() != inputs) {
-            return Err(Error::Unsupported("matrices that cannot be packed side by side".into()));
-        }
-        let digits = self.step.limits().rows * self.digits_of_row(&parts);
-        if digits > self.digits.len() {
-            self.digits.resize(digits, Digits::ZERO);
-        }
-        Ok(Weight { outputs: parts.iter().map(Panels::rows).sum(), inputs, packed: Packed::Panels(parts) })
+        self.pack_panels(parts)
     }
 
     fn kv(&self, shape: KvShape) -> Result<Kv, Error> {
@@ -330,22 +227,12 @@ impl Backend for Cpu {
     }
 
     fn linear(&mut self, x: &Buf, weight: &Weight, epilogue: Epilogue, out: &mut Buf) {
-        assert!(x.width == weight.inputs && out.width == weight.outputs, "widths of a product agree");
-        if let Packed::Tiles(tiles) = &weight.packed {
-            let then = Finish { begin: Begin::from(epilogue), bias: &[], activation: Activation::None };
-            return self.by_tiles((x, tiles), then, out);
+        let then = Finish { begin: Begin::from(epilogue), bias: &[], activation: Activation::None };
+        match &weight.packed {
+            // A decoder's, more by far than its inputs: each thread reads its own.
+            Packed::Panels(_) => self.by_outputs((x, weight), then, out),
+            _ => self.product((x, weight), then, out),
         }
-        let digits = self.digitise(x, weight);
-        let inputs = Inputs { x: x.all(), digits: &self.digits[..digits], rows: x.rows };
-        let (level, begin) = (self.level, Begin::from(epilogue));
-        let out = (out.begin_rows(x.rows), weight.outputs);
-        if x.rows == 0 {
-            return;
-        }
-        let unit = if digits == 0 { STRIP_UNIT } else { integer::STRIP_UNIT };
-        self.pool.strips(out, unit, &mut self.locals, |local, range, strip| {
-            weight.multiply(level, inputs, (range, begin), (strip, &mut local.scratch));
-        });
     }
 
     fn glu(&mut self, x: &Buf, gate: Gate, out: &mut Buf) {

@@ -139,11 +139,12 @@ pub trait Dense: Backend {
     fn appetite(&self) -> usize {
         1
     }
-    /// Packs a matrix whose rows are gathered: as the file has it, however the weights of products are held.
+    /// Packs a matrix as it is, however the weights of products are held: one whose rows are gathered, or that rounding
+    /// would harm.
     ///
     /// # Errors
     /// As [`Backend::pack`].
-    fn table(&mut self, rows: Matrix<'_>) -> Result<Self::Weight, Error> {
+    fn pack_stored(&mut self, rows: Matrix<'_>) -> Result<Self::Weight, Error> {
         self.pack(&[rows])
     }
     /// Packs matrices as [`Backend::pack`] does, for products that mostly have many rows.

@@ -17,7 +17,7 @@ use serde::Deserialize;
 use crate::Error;
 use crate::model::Ticket;
 use crate::plan::{BlockId, Plan, Sampled};
-use crate::quant::Format;
+use crate::quant::{Format, dequantise_row};
 use crate::simd::digits::Planes;
 
 /// A matrix as a model file holds it: rows of `columns` numbers.
@@ -29,6 +29,44 @@ pub struct Matrix<'a> {
     pub columns: usize,
     /// The rows, one after the other.
     pub data: &'a [u8],
+}
+
+impl Matrix<'_> {
+    /// Bytes of a row, as far as it is whole blocks.
+    #[must_use]
+    pub fn row_bytes(&self) -> usize {
+        self.columns / self.format.block_len() * self.format.block_bytes()
+    }
+
+    /// Whole rows: the width of outputs.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.data.len().checked_div(self.row_bytes()).unwrap_or(0)
+    }
+
+    /// Whether its rows are whole, and whole blocks.
+    fn is_whole(&self) -> bool {
+        let row = self.row_bytes();
+        self.columns.is_multiple_of(self.format.block_len()) && row > 0 && self.data.len().is_multiple_of(row)
+    }
+}
+
+/// Gives `take` the rows of matrices of equal columns as numbers, one after the other, which it may change.
+///
+/// # Errors
+/// When rows are not whole or not equally long.
+pub(crate) fn each_row(parts: &[Matrix<'_>], mut take: impl FnMut(usize, &mut [f32])) -> Result<(), Error> {
+    let columns = parts.first().map_or(0, |part| part.columns);
+    if !parts.iter().all(|part| part.columns == columns && part.is_whole()) {
+        return Err(Error::Unsupported("matrices that cannot be packed side by side".into()));
+    }
+    let rows = parts.iter().flat_map(|part| part.data.chunks_exact(part.row_bytes()).map(|data| (part.format, data)));
+    let mut numbers = vec![0.0; columns];
+    for (row, (format, data)) in rows.enumerate() {
+        dequantise_row(format, data, &mut numbers);
+        take(row, &mut numbers);
+    }
+    Ok(())
 }
 
 /// The paged key-value cache of a model.
@@ -83,13 +121,17 @@ pub enum Activations {
     Sparse,
     /// Rounded to a signed byte under a scale for each 32, as llama.cpp does.
     Int8,
+    /// Rounded to a signed byte between the least and the greatest of a row, by weights of a byte under a scale for each
+    /// output: for encoders of pictures, whose rows are places, of few numbers of like size.
+    #[serde(skip)]
+    Rows,
 }
 
 impl Activations {
     /// The signed bytes of a number; none where it stays as it is.
     pub(crate) const fn planes(self) -> Option<Planes> {
         match self {
-            Activations::F32 => None,
+            Activations::F32 | Activations::Rows => None,
             Activations::Int16 => Some(Planes::Two),
             Activations::Mixed => Some(Planes::Loud),
             Activations::Sparse => Some(Planes::Loudest),

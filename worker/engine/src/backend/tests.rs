@@ -47,7 +47,7 @@ fn error(truth: &[f32], got: &[f32]) -> f64 {
 
 fn linear<B: Backend>(backend: &mut B, x: (&[f32], usize), parts: &[Matrix<'_>], before: Option<&[f32]>) -> Vec<f32> {
     let weight = backend.pack(parts).expect("matrices pack");
-    let outputs = parts.iter().map(|part| rows_of(part)).sum();
+    let outputs = parts.iter().map(Matrix::rows).sum();
     let rows = x.0.len() / x.1;
     let x = backend.upload(x.0, x.1).expect("memory");
     let (epilogue, mut out) = match before {
@@ -56,10 +56,6 @@ fn linear<B: Backend>(backend: &mut B, x: (&[f32], usize), parts: &[Matrix<'_>],
     };
     backend.linear(&x, &weight, epilogue, &mut out);
     read(backend, &out)
-}
-
-fn rows_of(matrix: &Matrix<'_>) -> usize {
-    matrix.data.len() / (matrix.columns / matrix.format.block_len() * matrix.format.block_bytes())
 }
 
 fn read<B: Backend>(backend: &B, buffer: &B::Buf) -> Vec<f32> {

@@ -22,10 +22,12 @@ use crate::text::TextEncoder;
 
 /// Tokens of a batch: beyond these the processor gains nothing, and whoever comes next waits longer.
 const BATCH_TOKENS: usize = 1024;
-/// Tokens of a batch of sentences for each thread: what they compute stays in its cache from layer to layer.
-const THREAD_TOKENS: usize = 128;
-/// The same where a matrix unit computes: it goes through weights faster than they come, so more tokens share them.
-const UNIT_TOKENS: usize = 512;
+/// Tokens of a batch of sentences for each thread: they share each reading of the weights, which are more than its cache
+/// holds.
+const THREAD_TOKENS: usize = 512;
+/// The same of weights of a byte by vector registers: a quarter to read, so that it counts more what tokens compute, which
+/// stays in the cache from layer to layer.
+const BYTE_TOKENS: usize = 128;
 /// Tokens of a batch of sentences on a GPU.
 const GPU_TOKENS: usize = 32 * 1024;
 /// Texts of a batch.
@@ -109,12 +111,8 @@ pub fn load_on(path: &Path, settings: Settings, device: &Device) -> Result<Loade
     let tensors = Tensors::open(path)?;
     match device {
         Device::Processor(level) => {
-            let cpu = Cpu::for_encoder(*level, settings.threads, settings.weights);
-            let activations = match tensors.text(FAMILY)? {
-                "bert" => Activations::Sparse,
-                _ => Activations::default(),
-            };
-            load_family(&tensors, sentence_tokens(settings.threads, *level), cpu.with(activations))
+            let cpu = processor(&tensors, settings, *level)?;
+            load_family(&tensors, sentence_tokens(settings.threads, held(&tensors, settings), *level), cpu)
         }
         Device::Cuda(card) => {
             // Encoders have no steps.
@@ -122,6 +120,24 @@ pub fn load_on(path: &Path, settings: Settings, device: &Device) -> Result<Loade
             load_family(&tensors, GPU_TOKENS, device::cuda(card, limits)?)
         }
     }
+}
+
+/// The processor as a device for the encoder of a file, whose weights of a byte, if it has such, say that all are.
+///
+/// # Errors
+/// When the file does not say its family.
+pub fn processor(tensors: &Tensors, settings: Settings, level: Level) -> Result<Cpu, Error> {
+    let activations = match tensors.text(FAMILY)? {
+        "bert" => Activations::Sparse,
+        "efficientnet" => Activations::Rows,
+        _ => Activations::default(),
+    };
+    Ok(Cpu::for_encoder(level, settings.threads, held(tensors, settings)).with(activations))
+}
+
+/// How weights are held.
+fn held(tensors: &Tensors, settings: Settings) -> Weights {
+    if tensors.holds(Format::Q8_0) { Weights::Int8 } else { settings.weights }
 }
 
 fn load_family<B: Dense + 'static>(tensors: &Tensors, tokens: usize, backend: B) -> Result<Loaded, Error> {
@@ -141,16 +157,16 @@ fn load_family<B: Dense + 'static>(tensors: &Tensors, tokens: usize, backend: B)
 pub fn needs(path: &Path, settings: Settings) -> Result<Needs, Error> {
     let tensors = Tensors::open(path)?;
     let needs = match tensors.text(FAMILY)? {
-        "bert" => bert_needs(&tensors, settings.threads),
+        "bert" => bert_needs(&tensors, settings),
         "efficientnet" => efficientnet_needs(&tensors),
         "whisper" => whisper_needs(&tensors),
         "clip" => clip_needs(&tensors),
         other => Err(unknown(other)),
     }?;
-    match settings.weights {
-        Weights::Stored if !tensors.holds(Format::Q8_0) => Ok(needs),
+    match held(&tensors, settings) {
+        Weights::Stored => Ok(needs),
         // Rounded inputs take less than the inputs themselves; rounded weights never more than the file's.
-        _ => Ok(Needs { workspace: needs.workspace.saturating_mul(2), ..needs }),
+        Weights::Int8 => Ok(Needs { workspace: needs.workspace.saturating_mul(2), ..needs }),
     }
 }
 
@@ -176,8 +192,8 @@ fn unknown(family: &str) -> Error {
 }
 
 /// Tokens of a batch of sentences.
-fn sentence_tokens(threads: usize, level: Level) -> usize {
-    let each = if level.unit().is_some() { UNIT_TOKENS } else { THREAD_TOKENS };
+fn sentence_tokens(threads: usize, weights: Weights, level: Level) -> usize {
+    let each = if weights == Weights::Int8 && level.unit().is_none() { BYTE_TOKENS } else { THREAD_TOKENS };
     threads.saturating_mul(each).min(BATCH_TOKENS)
 }
 
@@ -200,9 +216,9 @@ fn bert<B: Dense + 'static>(tensors: &Tensors, tokens: usize, backend: B) -> Res
     Ok(Loaded { encoder: Box::new(encoder), tokens: Some(Arc::new(tokens)), labels: Vec::new(), info })
 }
 
-fn bert_needs(tensors: &Tensors, threads: usize) -> Result<Needs, Error> {
+fn bert_needs(tensors: &Tensors, settings: Settings) -> Result<Needs, Error> {
     let config = BertConfig::read(tensors)?;
-    let tokens = sentence_tokens(threads, Level::detect()).max(config.context);
+    let tokens = sentence_tokens(settings.threads, held(tensors, settings), Level::detect()).max(config.context);
     let activations = tokens.saturating_mul(config.row()).saturating_add(BATCH_TEXTS * config.width);
     let tokenizer = config.vocabulary.saturating_mul(VOCABULARY_TOKEN);
     let workspace = activations.saturating_mul(size_of::<f32>()).saturating_add(tokenizer);

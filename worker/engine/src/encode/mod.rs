@@ -13,7 +13,7 @@ mod picturing;
 mod tests;
 
 pub use engine::{Engine, Stats};
-pub use load::{Info, Loaded, Settings, load, load_on, needs, needs_on_card};
+pub use load::{Info, Loaded, Settings, load, load_on, needs, needs_on_card, processor};
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;

@@ -297,7 +297,7 @@ impl<B: Dense> Weights<B> {
         }
         let layers = (0..config.layers).map(|layer| Layer::load(loader, config, layer)).collect::<Result<_, _>>()?;
         Ok(Weights {
-            words: loader.backend.table(words)?,
+            words: loader.backend.pack_stored(words)?,
             positions: loader.backend.upload(&positions, width)?,
             norm: loader.norm("embeddings.LayerNorm", width)?,
             layers,

@@ -108,7 +108,7 @@ impl<B: Dense> Text<B> {
         let width = config.tower.width;
         let tower = Tower::load(loader, config.tower.clone(), &TEXT_NAMES, room)?;
         let words = "text_model.embeddings.token_embedding.weight";
-        let words = loader.backend.table(loader.tensors.matrix(words, config.vocabulary, width)?)?;
+        let words = loader.backend.pack_stored(loader.tensors.matrix(words, config.vocabulary, width)?)?;
         let positions = "text_model.embeddings.position_embedding.weight";
         let positions = loader.tensors.numbers(positions, &[config.positions, width])?;
         let positions = loader.backend.upload(&positions, width)?;
@@ -155,7 +155,7 @@ impl<B: Dense> Vision<B> {
         Ok(Vision {
             tower,
             patch: loader.backend.pack_for_many(&[kernel.matrix()])?,
-            whole: loader.backend.table(whole)?,
+            whole: loader.backend.pack_stored(whole)?,
             positions: loader.backend.upload(&positions, width)?,
             // The name is misspelt where the model comes from.
             first: loader.norm("vision_model.pre_layrnorm", width)?,

@@ -19,18 +19,24 @@ pub fn bias(level: Level, bias: &[f32], activation: Activation, x: &mut Strip<'_
     // SAFETY: equal lengths.
     unsafe {
         match activation {
-            Activation::None => level.run(Bias::<NONE> { bias, x }),
-            Activation::Gelu => level.run(Bias::<GELU> { bias, x }),
-            Activation::QuickGelu => level.run(Bias::<QUICK_GELU> { bias, x }),
-            Activation::Relu6 => level.run(Bias::<RELU6> { bias, x }),
+            Activation::None => level.run(Bias::<{ Activation::None as usize }> { bias, x }),
+            Activation::Gelu => level.run(Bias::<{ Activation::Gelu as usize }> { bias, x }),
+            Activation::QuickGelu => level.run(Bias::<{ Activation::QuickGelu as usize }> { bias, x }),
+            Activation::Relu6 => level.run(Bias::<{ Activation::Relu6 as usize }> { bias, x }),
         }
     }
 }
 
-const NONE: usize = 0;
-const GELU: usize = 1;
-const QUICK_GELU: usize = 2;
-const RELU6: usize = 3;
+/// Every activation, each at its own number: kernels are compiled for a number, since they cannot be for an enum.
+const ACTIVATIONS: [Activation; 4] = [Activation::None, Activation::Gelu, Activation::QuickGelu, Activation::Relu6];
+
+const _: () = {
+    let mut number = 0;
+    while number < ACTIVATIONS.len() {
+        assert!(ACTIVATIONS[number] as usize == number, "an activation stands at its own number");
+        number += 1;
+    }
+};
 
 struct Bias<'a, 'b, const ACTIVATION: usize> {
     bias: &'a [f32],
@@ -46,7 +52,7 @@ impl<const ACTIVATION: usize> Kernel for Bias<'_, '_, ACTIVATION> {
                 // SAFETY: every access is inside the equally long slices.
                 unsafe {
                     let sum = V::add(load::<V>(x, at), load::<V>(self.bias, at));
-                    store::<V>(x, at, activated::<V, ACTIVATION>(sum));
+                    store::<V>(x, at, activated::<V>(sum, ACTIVATIONS[ACTIVATION]));
                 }
             }
         }
@@ -72,6 +78,16 @@ impl Finish<'_> {
     }
 }
 
+/// What follows sums that are written already.
+///
+/// # Panics
+/// When there are fewer biases than columns, or none before an activation.
+pub fn follow(level: Level, then: Finish<'_>, x: &mut Strip<'_>) {
+    if !then.bias.is_empty() || then.activation != Activation::None {
+        bias(level, then.bias, then.activation, x);
+    }
+}
+
 /// Writes sums, rows of 32 of which `out` is the first columns, and what follows them.
 ///
 /// # Panics
@@ -82,10 +98,10 @@ pub(super) fn finish(level: Level, sums: &[f32; SQUARE], then: Finish<'_>, out: 
     // SAFETY: lengths as asserted.
     unsafe {
         match then.activation {
-            Activation::None => level.run(Finished::<NONE> { sums, then, out }),
-            Activation::Gelu => level.run(Finished::<GELU> { sums, then, out }),
-            Activation::QuickGelu => level.run(Finished::<QUICK_GELU> { sums, then, out }),
-            Activation::Relu6 => level.run(Finished::<RELU6> { sums, then, out }),
+            Activation::None => level.run(Finished::<{ Activation::None as usize }> { sums, then, out }),
+            Activation::Gelu => level.run(Finished::<{ Activation::Gelu as usize }> { sums, then, out }),
+            Activation::QuickGelu => level.run(Finished::<{ Activation::QuickGelu as usize }> { sums, then, out }),
+            Activation::Relu6 => level.run(Finished::<{ Activation::Relu6 as usize }> { sums, then, out }),
         }
     }
 }
@@ -108,22 +124,24 @@ impl<const ACTIVATION: usize> Kernel for Finished<'_, '_, '_, ACTIVATION> {
                     let out = out.row(row);
                     let sum = V::load(sums.as_ptr().add(at));
                     let sum = if then.begin == Begin::Output { V::add(load::<V>(out, at), sum) } else { sum };
-                    store::<V>(out, at, activated::<V, ACTIVATION>(V::add(sum, bias)));
+                    store::<V>(out, at, activated::<V>(V::add(sum, bias), ACTIVATIONS[ACTIVATION]));
                 }
             }
         }
     }
 }
 
+/// # Safety
+/// The level is there.
 #[inline(always)]
-unsafe fn activated<V: Lanes, const ACTIVATION: usize>(x: V::F) -> V::F {
+pub(super) unsafe fn activated<V: Lanes>(x: V::F, activation: Activation) -> V::F {
     // SAFETY: the caller's level.
     unsafe {
-        match ACTIVATION {
-            GELU => gelu::<V>(x),
-            QUICK_GELU => V::div(x, V::add(V::splat(1.0), V::exp(V::mul(x, V::splat(-1.702))))),
-            RELU6 => V::min(V::max(x, V::splat(0.0)), V::splat(6.0)),
-            _ => x,
+        match activation {
+            Activation::None => x,
+            Activation::Gelu => gelu::<V>(x),
+            Activation::QuickGelu => V::div(x, V::add(V::splat(1.0), V::exp(V::mul(x, V::splat(-1.702))))),
+            Activation::Relu6 => V::min(V::max(x, V::splat(0.0)), V::splat(6.0)),
         }
     }
 }

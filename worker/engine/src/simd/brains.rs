@@ -15,9 +15,9 @@ use super::amx::{Amx, Shaped};
 use super::arena::{Arena, Use};
 use super::{LANES, Level};
 use crate::Error;
-use crate::backend::Matrix;
+use crate::backend::{Matrix, each_row};
 use crate::pool::Strip;
-use crate::quant::{Format, dequantise_row};
+use crate::quant::Format;
 
 /// Rows, columns and outputs of a square.
 pub const SIDE: usize = 32;
@@ -88,27 +88,13 @@ impl Tiles {
     /// # Errors
     /// When rows are not whole or not equally long, or there is no memory.
     pub fn pack(parts: &[Matrix<'_>], closeness: Closeness, round: impl Fn(&mut [f32])) -> Result<Tiles, Error> {
-        let columns = parts.first().map_or(0, |part| part.columns);
-        let whole = |part: &Matrix<'_>| {
-            let len = part.format.block_len();
-            let row = columns / len * part.format.block_bytes();
-            part.columns == columns && columns.is_multiple_of(len) && row > 0 && part.data.len().is_multiple_of(row)
-        };
-        if !parts.iter().all(whole) {
-            return Err(Error::Unsupported("matrices that cannot be packed side by side".into()));
-        }
-        let row_bytes = |part: &Matrix<'_>| columns / part.format.block_len() * part.format.block_bytes();
-        let rows = parts.iter().map(|part| part.data.len() / row_bytes(part)).sum();
+        let (columns, rows) = (parts.first().map_or(0, |part| part.columns), parts.iter().map(Matrix::rows).sum());
         let numbers = Arena::zeroed(packed_numbers(rows, columns, closeness), Use::Dense)?;
         let mut tiles = Tiles { rows, columns, closeness, numbers };
-        let data =
-            parts.iter().flat_map(|part| part.data.chunks_exact(row_bytes(part)).map(|data| (part.format, data)));
-        let mut numbers = vec![0.0; columns];
-        for (row, (format, data)) in data.enumerate() {
-            dequantise_row(format, data, &mut numbers);
-            round(&mut numbers);
-            tiles.put(row, &numbers);
-        }
+        each_row(parts, |row, numbers| {
+            round(numbers);
+            tiles.put(row, numbers);
+        })?;
         Ok(tiles)
     }
 
@@ -117,8 +103,7 @@ impl Tiles {
         let squares = self.squares() * planes * SQUARE;
         let group = &mut self.numbers[row / SIDE * squares..][..squares];
         for (column, number) in numbers.iter().enumerate() {
-            let half = row % SIDE / LANES * SQUARE / 2;
-            let place = half + (column % SIDE / 2 * LANES + row % LANES) * 2 + column % 2;
+            let place = place(row % SIDE, column % SIDE);
             let mut rest = *number;
             for plane in 0..planes {
                 let near = half::bf16::from_f32(rest);
@@ -145,17 +130,16 @@ impl Tiles {
         self.columns
     }
 
-    /// How near its products are.
-    #[must_use]
-    pub fn closeness(&self) -> Closeness {
-        self.closeness
-    }
-
     /// Brain floats of up to 32 rows of inputs.
     #[must_use]
     pub fn group(&self) -> usize {
         self.closeness.group(self.columns)
     }
+}
+
+/// Where a square has the weight of an output for a column.
+fn place(output: usize, column: usize) -> usize {
+    output / LANES * SQUARE / 2 + (column / 2 * LANES + output % LANES) * 2 + column % 2
 }
 
 /// Brain floats of a packed matrix.
@@ -285,9 +269,7 @@ impl Work {
 fn add(x: &[u16], w: &[u16], sums: &mut Sums) {
     for (row, x) in x.chunks_exact(SIDE).enumerate() {
         for output in 0..SIDE {
-            let w = |column: usize| {
-                number(w[output / LANES * SQUARE / 2 + (column / 2 * LANES + output % LANES) * 2 + column % 2])
-            };
+            let w = |column: usize| number(w[place(output, column)]);
             let sum = &mut sums.0[row * SIDE + output];
             *sum = x.iter().enumerate().fold(*sum, |sum, (column, x)| number(*x).mul_add(w(column), sum));
         }

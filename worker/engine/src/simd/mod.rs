@@ -19,6 +19,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 pub mod brains;
+pub mod bytes;
 pub mod digits;
 pub mod integer;
 mod lanes;

@@ -12,6 +12,7 @@ use half::{bf16, f16};
 use super::LANES;
 use super::arena::{Arena, Use};
 use crate::Error;
+use crate::backend::Matrix;
 use crate::quant::{Format, Part, QUANT_BLOCK, SUPER_BLOCK, q5_integers};
 
 /// Columns of a block, whatever the format.
@@ -129,17 +130,18 @@ pub fn packed_bytes(format: Format, columns: usize, rows: usize) -> usize {
 }
 
 impl Panels {
-    /// Packs a matrix of `columns`-wide rows as a model file holds it. Zeros fill the last block of plain formats.
-    pub fn pack(format: Format, columns: usize, data: &[u8]) -> Result<Panels, Error> {
+    /// Packs a matrix as a model file holds it. Zeros fill the last block of plain formats.
+    pub fn pack(matrix: &Matrix<'_>) -> Result<Panels, Error> {
+        let Matrix { format, columns, data } = *matrix;
         let len = format.block_len();
         if columns == 0 || !columns.is_multiple_of(len) {
             return Err(Error::Unsupported(format!("a matrix of {columns} columns, not of whole blocks of {len}")));
         }
-        let row_bytes = columns / format.block_len() * format.block_bytes();
+        let row_bytes = matrix.row_bytes();
         if !data.len().is_multiple_of(row_bytes) {
             return Err(Error::Malformed(format!("a matrix of {} bytes in rows of {row_bytes}", data.len())));
         }
-        let rows = data.len() / row_bytes;
+        let rows = matrix.rows();
         let layout = Layout::of(format);
         let panel_bytes = columns.div_ceil(BLOCK) * layout.block_bytes();
         let mut bytes = Arena::zeroed(packed_bytes(format, columns, rows), Use::Dense)?;
@@ -263,7 +265,7 @@ fn pack_block(format: Format, source: &[u8], lane: usize, block: &mut [u8]) {
 }
 
 /// Where a block's byte of a row stands: four columns to a little-endian word, the words of 16 rows side by side.
-fn byte_at(column: usize, lane: usize) -> usize {
+pub(super) fn byte_at(column: usize, lane: usize) -> usize {
     (column / 4 * LANES + lane) * 4 + column % 4
 }
 

@@ -2,8 +2,7 @@
 
 use std::ops::Range;
 
-use super::layer::{LAYER_ROWS, TILE_ROWS};
-use super::{Buf, Cpu, Packed, Weight};
+use super::{Buf, Cpu, Weight};
 use crate::Error;
 use crate::backend::dense::{
     Activation, Attended, Dense, Heads, InvertedResidual, Mask, Span, View, Window, layer_by_layer,
@@ -21,6 +20,9 @@ const NUMBERS_ALONE: usize = 8192;
 
 /// Rows of a filter's output that one thread computes at a time: they share most of what they look at.
 const FILTER_ROWS: usize = 8;
+
+/// Windows that one thread unfolds at a time, at most.
+const UNFOLDED: usize = 256;
 
 /// Queries of spans, cut into what is computed together: kept from call to call for its memory.
 #[derive(Debug, Default)]
@@ -95,16 +97,34 @@ fn look<'a>(
     }
 }
 
+impl Cpu {
+    /// A product and what follows it. Many rows are cut into blocks, each of which one thread computes whole: outputs may
+    /// be too few to share, and what follows a product finds it in the cache.
+    pub(super) fn product(&mut self, (x, weight): (&Buf, &Weight), then: Finish<'_>, out: &mut Buf) {
+        if !weight.cuts_rows(x.rows, self.pool.threads()) {
+            return self.by_outputs((x, weight), then, out);
+        }
+        assert!(x.width == weight.inputs && out.width == weight.outputs, "widths of a product agree");
+        let (layer, width) = (self.layer(weight, then), out.width);
+        self.blocks.cut_rows(x.rows, weight.block(), self.pool.threads());
+        let (out, blocks) = ((out.begin_rows(x.rows), width), &self.blocks.rows);
+        self.pool.tiles(out, (blocks, width, 1), &mut self.locals, |local, (block, _), strip| {
+            let Range { start, end } = blocks[block];
+            layer.run(&x.all()[start * x.width..end * x.width], strip, local);
+        });
+    }
+}
+
 impl Dense for Cpu {
-    fn table(&mut self, rows: Matrix<'_>) -> Result<Weight, Error> {
+    fn pack_stored(&mut self, rows: Matrix<'_>) -> Result<Weight, Error> {
         let held = std::mem::take(&mut self.weights);
-        let table = self.pack(&[rows]);
+        let stored = self.pack(&[rows]);
         self.weights = held;
-        table
+        stored
     }
 
     fn pack_for_many(&mut self, parts: &[Matrix<'_>]) -> Result<Weight, Error> {
-        self.pack_tiles(parts)
+        self.pack_dense(parts)
     }
 
     fn write(&mut self, parts: &[&[f32]], out: &mut Buf) {
@@ -148,8 +168,6 @@ impl Dense for Cpu {
         });
     }
 
-    /// Many rows are cut into blocks, each of which one thread computes whole: outputs may be too few to share, and what
-    /// follows a product finds it in the cache.
     fn affine(
         &mut self,
         (x, weight): (&Buf, &Weight),
@@ -157,22 +175,8 @@ impl Dense for Cpu {
         epilogue: Epilogue,
         out: &mut Buf,
     ) {
-        assert!(x.width == weight.inputs && out.width == weight.outputs, "widths of a product agree");
-        if let Packed::Tiles(tiles) = &weight.packed {
-            let then = Finish { begin: Begin::from(epilogue), bias: bias.row(0), activation };
-            return self.by_tiles((x, tiles), then, out);
-        }
-        if x.rows < 2 * LAYER_ROWS {
-            self.linear(x, weight, epilogue, out);
-            return self.bias(bias, activation, out);
-        }
-        let (layer, begin, width) = (self.layer((weight, bias), activation), Begin::from(epilogue), out.width);
-        self.blocks.cut_rows(x.rows, (LAYER_ROWS, TILE_ROWS), self.pool.threads());
-        let (out, blocks) = ((out.begin_rows(x.rows), width), &self.blocks.rows);
-        self.pool.tiles(out, (blocks, width, 1), &mut self.locals, |local, (block, _), strip| {
-            let Range { start, end } = blocks[block];
-            layer.run(&x.all()[start * x.width..end * x.width], (begin, strip), local);
-        });
+        let then = Finish { begin: Begin::from(epilogue), bias: bias.row(0), activation };
+        self.product((x, weight), then, out);
     }
 
     fn layer_norm(&mut self, x: &Buf, affine: (&Buf, &Buf), epsilon: f32, out: &mut Buf) {
@@ -252,12 +256,13 @@ impl Dense for Cpu {
     ) {
         let (pictures, places) = pictures(x, window);
         let (rows, width, inputs) = (pictures * places.0 * places.1, out.width, weight.inputs);
-        if rows < 2 * LAYER_ROWS {
+        if !weight.cuts_rows(rows, self.pool.threads()) {
             self.unfold(x, window, unfolded);
             return self.affine((unfolded, weight), (bias, activation), Epilogue::Store, out);
         }
-        let (level, layer) = (self.level, self.layer((weight, bias), activation));
-        self.blocks.cut_rows(rows, layer.block(), self.pool.threads());
+        let then = Finish { begin: Begin::Zero, bias: bias.row(0), activation };
+        let (level, layer, (most, unit)) = (self.level, self.layer(weight, then), weight.block());
+        self.blocks.cut_rows(rows, (most.min(UNFOLDED), unit), self.pool.threads());
         let (out, blocks) = ((out.begin_rows(rows), width), &self.blocks.rows);
         self.pool.tiles(out, (blocks, width, 1), &mut self.locals, |local, (block, _), strip| {
             let mut unfolded = std::mem::take(&mut local.between.unfolded);
@@ -265,7 +270,7 @@ impl Dense for Cpu {
             for (place, out) in blocks[block].clone().zip(unfolded.chunks_exact_mut(inputs)) {
                 unfold_place(level, (x, window), (places, place), out);
             }
-            layer.run(&unfolded, (Begin::Zero, strip), local);
+            layer.run(&unfolded, strip, local);
             local.between.unfolded = unfolded;
         });
     }

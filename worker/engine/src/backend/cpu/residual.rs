@@ -4,10 +4,12 @@
 use std::ops::Range;
 
 use super::dense::pictures;
-use super::layer::{LAYER_ROWS, Layer};
+use super::inputs::Room;
+use super::layer::Layer;
 use super::{Buf, Cpu, Local};
 use crate::backend::dense::{Activation, InvertedResidual, Residual, Window};
 use crate::pool::Strip;
+use crate::simd::affine::Finish;
 use crate::simd::tile::Begin;
 use crate::simd::window::{Ring, depthwise};
 use crate::simd::{Level, affine};
@@ -16,6 +18,8 @@ use crate::simd::{Level, affine};
 const LARGE: usize = 64 << 10;
 /// Widened numbers that are held at a time, about.
 const HELD: usize = 64 << 10;
+/// Rows that make a good product, at least.
+const PRODUCT_ROWS: usize = 48;
 /// Strips for each thread, so that a slow one leaves work to the others.
 const STRIPS_EACH: usize = 4;
 
@@ -25,6 +29,8 @@ pub(super) struct Between {
     pub(super) unfolded: Vec<f32>,
     widened: Vec<f32>,
     filtered: Vec<f32>,
+    /// Inputs of rows that begin the ring anew.
+    wrapped: Room,
 }
 
 /// A block as the strips see it.
@@ -58,8 +64,9 @@ impl Cpu {
     /// The whole of a block, so many strips of a picture's output.
     pub(super) fn by_strips(&mut self, x: &Buf, block: &InvertedResidual<'_, Cpu>, strips: usize, out: &mut Buf) {
         let (pictures, places) = pictures(x, block.window);
-        let expand = block.expand.map(|expand| self.layer(expand, block.activation));
-        let project = self.layer(block.project, Activation::None);
+        let then = |bias, activation| Finish { begin: Begin::Zero, bias: Buf::row(bias, 0), activation };
+        let expand = block.expand.map(|(weight, bias)| self.layer(weight, then(bias, block.activation)));
+        let project = self.layer(block.project.0, then(block.project.1, Activation::None));
         let (channels, width) = (block.filter.0.width, out.width);
         let inputs = expand.as_ref().map_or(x.width, Layer::outputs);
         assert!(inputs == channels && project.outputs() == width, "widths of a block agree");
@@ -78,7 +85,7 @@ impl Cpu {
 fn group(window: &Window, channels: usize, width: usize) -> usize {
     let held = HELD / (window.size.1 * channels);
     let fit = held.saturating_sub(window.kernel.0) / window.stride.0 + 1;
-    fit.max(LAYER_ROWS.div_ceil(width))
+    fit.max(PRODUCT_ROWS.div_ceil(width))
 }
 
 impl Strips<'_> {
@@ -96,7 +103,7 @@ impl Strips<'_> {
             widened = new.end;
             self.compute(picture, (new, group.clone()), &mut between, local);
             let mut out = out.band((group.start - rows.start) * width..(group.end - rows.start) * width);
-            self.project.run(&between.filtered, (Begin::Zero, &mut out), local);
+            self.project.run(&between.filtered, &mut out, local);
         }
         local.between = between;
         if self.block.residual == Residual::Added {
@@ -117,19 +124,27 @@ impl Strips<'_> {
         let (Window { size: (height, width), .. }, channels) = (*self.block.window, self.block.filter.0.width);
         let row = width * self.x.width;
         let x = &self.x.all()[picture * height * row..][..height * row];
-        let Between { widened, filtered, .. } = between;
+        let Between { widened, filtered, wrapped: wrapped_room, .. } = between;
         filtered.resize(out.len() * self.places.1 * channels, 0.0);
         match &self.expand {
             None => self.filter(Ring { numbers: x, rows: height, channels: 0..channels }, out, filtered),
             Some(expand) => {
                 let rows = self.held();
                 widened.resize(rows * width * channels, 0.0);
+                let pieces = pieces(new, rows);
+                let [first, wrapped] =
+                    pieces.each_ref().map(|rows| (&x[rows.start * row..rows.end * row], rows.len() * width));
+                let inputs = [expand.inputs(first, &mut local.room), expand.inputs(wrapped, wrapped_room)];
                 for first in (0..channels).step_by(expand.strip()) {
                     let channels = first..channels.min(first + expand.strip());
-                    let room = &mut widened[rows * width * first..][..rows * width * channels.len()];
-                    let new = (new.clone(), channels.clone());
-                    widen(expand, (x, row), new, (room, rows), local);
-                    self.filter(Ring { numbers: room, rows, channels }, out.clone(), filtered);
+                    let ring = &mut widened[rows * width * first..][..rows * width * channels.len()];
+                    for (piece, inputs) in pieces.iter().zip(inputs) {
+                        let place = piece.start % rows * width * channels.len();
+                        let out = &mut ring[place..][..piece.len() * width * channels.len()];
+                        let out = &mut Strip::whole(out, channels.len());
+                        expand.run_some(inputs, channels.clone(), out, &mut local.scratch);
+                    }
+                    self.filter(Ring { numbers: ring, rows, channels }, out.clone(), filtered);
                 }
             }
         }
@@ -148,22 +163,11 @@ impl Strips<'_> {
     }
 }
 
-/// Widens some channels of rows of a picture, each to its place in a ring of `held`.
-fn widen(
-    expand: &Layer<'_>,
-    (x, row): (&[f32], usize),
-    (rows, channels): (Range<usize>, Range<usize>),
-    (ring, held): (&mut [f32], usize),
-    local: &mut Local,
-) {
-    let (wide, mut first) = (ring.len() / held, rows.start);
-    while first < rows.end {
-        let place = first % held;
-        let count = (rows.end - first).min(held - place);
-        let out = &mut Strip::whole(&mut ring[place * wide..(place + count) * wide], channels.len());
-        expand.run_some(&x[first * row..(first + count) * row], (channels.clone(), Begin::Zero), out, local);
-        first += count;
-    }
+/// Rows as they lie in a ring of `held`: those up to its end, and those that begin it anew.
+fn pieces(rows: Range<usize>, held: usize) -> [Range<usize>; 2] {
+    let lap = (rows.start / held + 1) * held;
+    let middle = rows.end.min(lap).max(rows.start);
+    [rows.start..middle, middle..rows.end]
 }
 
 /// Rows of a picture that fall under the kernel somewhere in `rows` of the output.

@@ -10,7 +10,8 @@ use crate::backend::dense::{
 use crate::simd::brains::Unit;
 
 /// Runs an operation on the oracle and on the processor: close to the one, the same bits on one and two threads at
-/// every level of the other; by a matrix unit close, and the same bits on any threads. Returns the processor's numbers.
+/// every level of the other, with weights as they are and with whole rows of bytes; by a matrix unit close, and the same
+/// bits on any threads. Returns the processor's numbers.
 fn check(case: &str, run: &dyn Runs) -> Vec<f32> {
     let truth = run.oracle(&mut Scalar::new(LIMITS));
     let first = run.processor(&mut Cpu::new(Level::Scalar, 1, LIMITS));
@@ -20,6 +21,12 @@ fn check(case: &str, run: &dyn Runs) -> Vec<f32> {
             let got = run.processor(&mut Cpu::new(level, threads, LIMITS));
             assert!(bits(&first).eq(bits(&got)), "{case} at {} on {threads}", level.name());
         }
+    }
+    let coarse = |level, threads| run.processor(&mut of_bytes(level, threads));
+    let rows = coarse(Level::Scalar, 1);
+    assert!(error(&truth, &rows) < OF_BYTES, "{case} of bytes: {}", error(&truth, &rows));
+    for (level, threads) in Level::all().into_iter().flat_map(|level| [(level, 1), (level, 2)]) {
+        assert!(bits(&rows).eq(bits(&coarse(level, threads))), "{case} of bytes at {} on {threads}", level.name());
     }
     for (unit, (weights, bound)) in units().into_iter().flat_map(|unit| HELD.map(|held| (unit, held))) {
         let cpu = |threads| Cpu::new(Level::detect(), threads, LIMITS).holding(weights).by(Some(unit));
@@ -32,6 +39,14 @@ fn check(case: &str, run: &dyn Runs) -> Vec<f32> {
 
 /// How weights are held, and the error that may cost.
 const HELD: [(Weights, f64); 2] = [(Weights::Stored, 1e-10), (Weights::Int8, 1e-3)];
+
+/// The error that whole rows of bytes may cost.
+const OF_BYTES: f64 = 1e-3;
+
+/// A processor whose dense products are of such.
+fn of_bytes(level: Level, threads: usize) -> Cpu {
+    Cpu::new(level, threads, LIMITS).holding(Weights::Int8).with(Activations::Rows)
+}
 
 /// What multiplies many rows: the plain one everywhere, and this machine's where it has one.
 fn units() -> Vec<Unit> {
@@ -403,7 +418,7 @@ const UNIT_CASES: [(Format, Weights, f64); 6] = [
 ];
 
 #[test]
-fn products_by_a_unit_are_near_the_oracle_s_and_alike_in_any_company() {
+fn dense_products_are_near_the_oracle_s_and_alike_in_any_company() {
     let mut noise = Noise(27);
     for (format, weights, bound) in UNIT_CASES {
         for (rows, inputs, outputs) in [(1, 160, 136), (33, 128, 140), (700, 200, 128), (97, 27, 32), (64, 96, 16)] {
@@ -414,10 +429,15 @@ fn products_by_a_unit_are_near_the_oracle_s_and_alike_in_any_company() {
             let (x, bias) = (noise.numbers(rows * inputs), noise.numbers(outputs));
             let before = noise.numbers(rows * outputs);
             let truth = finished(&mut Scalar::new(LIMITS), &parts, (&x, &bias), &before).1;
-            for unit in units() {
-                let mut cpu = Cpu::new(Level::detect(), 3, LIMITS).holding(weights).by(Some(unit));
+            let by = |unit: &Unit| Cpu::new(Level::detect(), 3, LIMITS).holding(weights).by(Some(*unit));
+            let devices = units()
+                .iter()
+                .map(|unit| (format!("{unit:?}"), by(unit), bound))
+                .chain([("bytes".into(), of_bytes(Level::detect(), 3), OF_BYTES)])
+                .collect::<Vec<_>>();
+            for (device, mut cpu, bound) in devices {
                 let (apart, together) = finished(&mut cpu, &parts, (&x, &bias), &before);
-                let case = format!("{format:?} {weights:?} {rows} {inputs} {outputs} {unit:?}");
+                let case = format!("{format:?} {weights:?} {rows} {inputs} {outputs} {device}");
                 assert!(error(&truth, &together) < bound, "{case}: {}", error(&truth, &together));
                 assert!(bits(&apart).eq(bits(&together)), "{case}");
                 let last = (rows - 1) * inputs..;
@@ -438,7 +458,7 @@ fn finished<B: Dense>(
 ) -> (Vec<f32>, Vec<f32>) {
     let weight = backend.pack_for_many(parts).expect("matrices of equal inputs");
     let (x, bias) = (put(backend, x, parts[0].columns), put(backend, bias, bias.len()));
-    let outputs = parts.iter().map(|part| rows_of(part)).sum();
+    let outputs = parts.iter().map(Matrix::rows).sum();
     let [mut apart, mut together] = [0; 2].map(|_| put(backend, before, outputs));
     backend.linear(&x, &weight, Epilogue::Add, &mut apart);
     backend.bias(&bias, Activation::Gelu, &mut apart);
@@ -447,12 +467,13 @@ fn finished<B: Dense>(
 }
 
 #[test]
-fn a_unit_packs_only_whole_rows_of_one_length() {
-    let mut cpu = Cpu::new(Level::detect(), 1, LIMITS).by(Some(Unit::Plain));
+fn dense_products_are_packed_of_whole_rows_of_one_length() {
     let matrix = |columns, bytes: &'static [u8]| Matrix { format: Format::F32, columns, data: bytes };
-    assert!(cpu.pack_for_many(&[matrix(2, &[0; 16]), matrix(3, &[0; 12])]).is_err());
-    assert!(cpu.pack_for_many(&[matrix(2, &[0; 12])]).is_err());
-    assert!(cpu.pack_for_many(&[matrix(0, &[])]).is_err());
+    for mut cpu in [Cpu::new(Level::detect(), 1, LIMITS).by(Some(Unit::Plain)), of_bytes(Level::detect(), 1)] {
+        assert!(cpu.pack_for_many(&[matrix(2, &[0; 16]), matrix(3, &[0; 12])]).is_err());
+        assert!(cpu.pack_for_many(&[matrix(2, &[0; 12])]).is_err());
+        assert!(cpu.pack_for_many(&[matrix(0, &[])]).is_err());
+    }
 }
 
 #[test]

@@ -8,6 +8,15 @@ use crate::tensors::{Tensor, Tensors};
 /// Tensors of a normalisation.
 const PARTS: [&str; 4] = ["weight", "bias", "running_mean", "running_var"];
 
+/// Inputs and outputs from which on a matrix is rounded. The narrow ones are a third of all multiply-adds, and what they
+/// lose is in all layers behind them: of 120 cuts of photographs the probabilities would be off by up to 0.14, not 0.05.
+const ROUNDED: usize = 96;
+
+/// Whether a matrix (outputs, inputs) is rounded where weights are of a byte.
+pub(super) fn rounds((outputs, inputs): (usize, usize)) -> bool {
+    outputs.min(inputs) >= ROUNDED
+}
+
 /// The product that a tensor of a file becomes, if it does.
 ///
 /// # Errors
@@ -17,9 +26,11 @@ pub(in crate::model) fn product(
     (name, tensor): (&str, &Tensor<'_>),
 ) -> Result<Option<Product>, Error> {
     match (name.strip_suffix(".weight"), tensor.shape) {
-        (Some("classifier"), &[_, columns]) => Ok(Some(Product { columns, rows: tensor.numbers(), fold: None })),
+        (Some("classifier"), &[classes, columns]) if rounds((classes, columns)) => {
+            Ok(Some(Product { columns, rows: tensor.numbers(), fold: None }))
+        }
         (Some(kernel), &[outputs, inputs, 1, 1]) => {
-            let Some(norm) = behind(kernel) else { return Ok(None) };
+            let Some(norm) = behind(kernel).filter(|_| rounds((outputs, inputs))) else { return Ok(None) };
             let epsilon = tensors.config::<Config>()?.epsilon;
             let Folded { rows, shift } = fold(tensors, (kernel, &norm), (inputs, outputs), epsilon)?;
             let gone = PARTS.map(|part| format!("{norm}.{part}")).to_vec();

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU64;
 
 use serde::Deserialize;
 
-use super::fold::{Affine, Folded, fold, normalisation};
+use super::fold::{Affine, Folded, fold, normalisation, rounds};
 use super::{Block, BlockSlots, Buffers, Depthwise, EfficientNet, GROUP, Network, Pointwise, Stem};
 use crate::Error;
 use crate::backend::Matrix;
@@ -195,7 +195,7 @@ impl<B: Dense> Loader<'_, B> {
             })
             .collect();
         let product = Pointwise {
-            weight: self.pack(&rows, places * 3)?,
+            weight: self.pack_rows(&rows, places * 3)?,
             bias: self.backend.upload(&shift, STEM)?,
             activation: Activation::Relu6,
         };
@@ -237,7 +237,11 @@ impl<B: Dense> Loader<'_, B> {
             return self.product(kernel, (inputs, outputs), activation);
         }
         let Folded { rows, shift } = fold(self.tensors, (kernel, norm), (inputs, outputs), self.config.epsilon)?;
-        Ok(Pointwise { weight: self.pack(&rows, inputs)?, bias: self.backend.upload(&shift, outputs)?, activation })
+        Ok(Pointwise {
+            weight: self.pack_rows(&rows, inputs)?,
+            bias: self.backend.upload(&shift, outputs)?,
+            activation,
+        })
     }
 
     /// A matrix with a bias of its own.
@@ -249,8 +253,7 @@ impl<B: Dense> Loader<'_, B> {
     ) -> Result<Pointwise<B>, Error> {
         let weight = self.tensors.matrix(&format!("{name}.weight"), outputs, inputs)?;
         let bias = self.tensors.numbers(&format!("{name}.bias"), &[outputs])?;
-        let (weight, bias) = (self.backend.pack_for_many(&[weight])?, self.backend.upload(&bias, outputs)?);
-        Ok(Pointwise { weight, bias, activation })
+        Ok(Pointwise { weight: self.pack(weight)?, bias: self.backend.upload(&bias, outputs)?, activation })
     }
 
     /// The kernel (channels, 1, y, x) becomes (y * x, channels).
@@ -276,8 +279,15 @@ impl<B: Dense> Loader<'_, B> {
         normalisation(self.tensors, name, channels, self.config.epsilon)
     }
 
-    fn pack(&mut self, rows: &[f32], columns: usize) -> Result<B::Weight, Error> {
-        self.backend.pack_for_many(&[Matrix { format: Format::F32, columns, data: &little_endian(rows) }])
+    fn pack_rows(&mut self, rows: &[f32], columns: usize) -> Result<B::Weight, Error> {
+        self.pack(Matrix { format: Format::F32, columns, data: &little_endian(rows) })
+    }
+
+    fn pack(&mut self, matrix: Matrix<'_>) -> Result<B::Weight, Error> {
+        match rounds((matrix.rows(), matrix.columns)) {
+            true => self.backend.pack_for_many(&[matrix]),
+            false => self.backend.pack_stored(matrix),
+        }
     }
 }
 

@@ -1,10 +1,10 @@
 //! EfficientNet-Lite with weights of chance: alone and in company, on the processor and on the oracle.
 
 use super::*;
+use crate::backend::StepLimits;
 use crate::backend::cpu::Cpu;
 use crate::backend::scalar::Scalar;
-use crate::backend::{Activations, StepLimits, Weights};
-use crate::encode::Pixels;
+use crate::encode::{Pixels, Settings, processor};
 use crate::fixture::{Noise, efficientnet_bytes, tensors_file};
 use crate::model::Rounded;
 use crate::simd::Level;
@@ -73,16 +73,16 @@ fn a_file_of_rounded_products_computes_as_those_rounded_at_load() {
     let (products, folded) = (rounded.roundings().len(), rounded.folded());
     rounded.write(&path).unwrap();
     let file = Tensors::parse(std::fs::read(path).unwrap()).unwrap();
-    // Each but the classifier has a normalisation of four parts behind it.
-    assert_eq!(folded, 4 * (products - 1));
+    // Each has a normalisation of four parts behind it; the classifier, of few classes, stays.
+    assert_eq!(folded, 4 * products);
     assert!(!file.has("bn2.weight") && file.has("conv_head.bias") && file.has("bn1.weight"));
-    let load = |tensors, weights| {
-        let device = Cpu::new(Level::detect(), 2, LIMITS).with(Activations::default()).holding(weights);
+    let load = |tensors, settings| {
+        let device = processor(tensors, settings, Level::detect()).unwrap();
         encode(&mut EfficientNet::load(tensors, device).unwrap(), &pictures(2))
     };
-    let at_load = load(&stored, Weights::Int8);
-    assert_eq!(load(&file, Weights::Stored), at_load);
-    assert_ne!(load(&stored, Weights::Stored), at_load);
+    let at_load = load(&stored, Settings::int8(2));
+    assert_eq!(load(&file, Settings::stored(2)), at_load);
+    assert_ne!(load(&stored, Settings::stored(2)), at_load);
 }
 
 #[test]
