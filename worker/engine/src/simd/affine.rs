@@ -16,7 +16,18 @@ use crate::pool::Strip;
 /// When lengths differ.
 pub fn bias(level: Level, bias: &[f32], activation: Activation, x: &mut Strip<'_>) {
     assert_eq!(bias.len(), x.columns(), "a row and its biases are equally long");
-    // SAFETY: equal lengths.
+    biased(level, bias, activation, x);
+}
+
+/// `x = activation(x)`, row by row.
+pub fn activate(level: Level, activation: Activation, x: &mut Strip<'_>) {
+    if activation != Activation::None {
+        biased(level, &[], activation, x);
+    }
+}
+
+fn biased(level: Level, bias: &[f32], activation: Activation, x: &mut Strip<'_>) {
+    // SAFETY: there are as many biases as columns, or none.
     unsafe {
         match activation {
             Activation::None => level.run(Bias::<{ Activation::None as usize }> { bias, x }),
@@ -48,10 +59,11 @@ impl<const ACTIVATION: usize> Kernel for Bias<'_, '_, ACTIVATION> {
     unsafe fn run<V: Lanes>(self) {
         for row in 0..self.x.rows() {
             let x = self.x.row(row);
-            for at in (0..self.bias.len()).step_by(LANES) {
-                // SAFETY: every access is inside the equally long slices.
+            for at in (0..x.len()).step_by(LANES) {
+                // SAFETY: every access is inside the row, or the biases, which are as long.
                 unsafe {
-                    let sum = V::add(load::<V>(x, at), load::<V>(self.bias, at));
+                    let sum = load::<V>(x, at);
+                    let sum = if self.bias.is_empty() { sum } else { V::add(sum, load::<V>(self.bias, at)) };
                     store::<V>(x, at, activated::<V>(sum, ACTIVATIONS[ACTIVATION]));
                 }
             }
@@ -81,10 +93,11 @@ impl Finish<'_> {
 /// What follows sums that are written already.
 ///
 /// # Panics
-/// When there are fewer biases than columns, or none before an activation.
+/// When there are fewer biases than columns.
 pub fn follow(level: Level, then: Finish<'_>, x: &mut Strip<'_>) {
-    if !then.bias.is_empty() || then.activation != Activation::None {
-        bias(level, then.bias, then.activation, x);
+    match then.bias {
+        [] => activate(level, then.activation, x),
+        biases => bias(level, biases, then.activation, x),
     }
 }
 

@@ -3,8 +3,9 @@
 use std::ops::Range;
 
 use super::lanes::Lanes;
-use super::{Kernel, LANES, Level};
-use crate::backend::dense::Window;
+use super::{Kernel, LANES, Level, affine};
+use crate::backend::dense::{Activation, Window};
+use crate::pool::Strip;
 
 /// Some channels of some rows of a picture, (rows, width, channels). Each row stands at its number modulo how many there
 /// are: all of them, or the last of those that were made.
@@ -18,23 +19,50 @@ pub struct Ring<'a> {
     pub channels: Range<usize>,
 }
 
-/// Rows of the output: every channel's windows under every channel's kernel.
+/// What a depthwise convolution has of each of all channels.
+#[derive(Clone, Copy, Debug)]
+pub struct Filter<'a> {
+    /// (kernel y, kernel x, channels)
+    pub kernel: &'a [f32],
+    /// What is added.
+    pub bias: &'a [f32],
+    /// What the result passes through.
+    pub activation: Activation,
+}
+
+impl Filter<'_> {
+    /// What of the activation is bounds, which follow while sums are in registers, and what is left of it.
+    fn follows(&self) -> (Bounds, Activation) {
+        match self.activation {
+            Activation::Relu6 => (Bounds { least: 0.0, most: 6.0 }, Activation::None),
+            other => (Bounds { least: f32::NEG_INFINITY, most: f32::INFINITY }, other),
+        }
+    }
+}
+
+/// The least and the greatest that a number becomes.
+#[derive(Clone, Copy)]
+struct Bounds {
+    least: f32,
+    most: f32,
+}
+
+/// Rows of the output: every channel's windows under every channel's kernel, and what follows.
 ///
-/// `picture` has all rows under the kernel, `kernel` is (kernel y, kernel x, all channels), `out` (rows, width of the
-/// output, all channels), of which those of `picture` are written. A number is one chain of fused multiply-adds over the
-/// taps inside the picture, in order.
+/// `picture` has all rows under the kernel, `out` is (rows, width of the output, all channels), of which those of
+/// `picture` are written. A number is one chain of fused multiply-adds over the taps inside the picture, in order.
 ///
 /// # Panics
 /// When shapes disagree.
 pub fn depthwise(
     level: Level,
     picture: Ring<'_>,
-    kernel: &[f32],
+    filter: Filter<'_>,
     (window, rows): (&Window, Range<usize>),
     out: &mut [f32],
 ) {
-    let channels = kernel.len() / (window.kernel.0 * window.kernel.1);
-    assert_eq!(kernel.len(), window.kernel.0 * window.kernel.1 * channels, "a kernel for every channel");
+    let channels = filter.bias.len();
+    assert_eq!(filter.kernel.len(), window.kernel.0 * window.kernel.1 * channels, "a kernel for every channel");
     assert_eq!(
         picture.numbers.len(),
         picture.rows * window.size.1 * picture.channels.len(),
@@ -49,7 +77,9 @@ pub fn depthwise(
     let last = window.taps(rows.end - 1, places - 1);
     assert!(last.1.picture + last.1.count <= window.size.1, "windows begin inside the picture");
     assert!(window.kernel.0.min(window.size.0) <= picture.rows, "rows under the kernel");
-    let work = Depthwise { picture, kernel, window, rows, places, channels, out };
+    let ((bounds, then), some) = (filter.follows(), picture.channels.clone());
+    let Filter { kernel, bias, .. } = filter;
+    let work = Depthwise { picture, kernel, bias, bounds, window, rows, places, channels, out: &mut *out };
     // SAFETY: taps lie inside the picture and the kernel, whose sizes were checked.
     unsafe {
         match (window.kernel.1, window.stride.1) {
@@ -60,6 +90,7 @@ pub fn depthwise(
             _ => level.run(Of::<0, 0>(work)),
         }
     }
+    affine::activate(level, then, &mut Strip::whole(out, channels).part(some));
 }
 
 /// The window of one place as a row, (kernel y, kernel x, channels): zeros where it lies outside the picture.
@@ -146,6 +177,8 @@ impl Window {
 struct Depthwise<'a> {
     picture: Ring<'a>,
     kernel: &'a [f32],
+    bias: &'a [f32],
+    bounds: Bounds,
     window: &'a Window,
     /// Of the output.
     rows: Range<usize>,
@@ -228,9 +261,14 @@ impl Depthwise<'_> {
 
     #[inline(always)]
     unsafe fn put<V: Lanes>(&mut self, at: At, place: usize, x: V::F) {
-        let to = (at.row * self.places + place) * self.channels + self.picture.channels.start + at.channel;
-        // SAFETY: the place is one of the row, and has as many lanes.
-        unsafe { put::<V>(self.out.as_mut_ptr().add(to), x, at.lanes) };
+        let channel = self.picture.channels.start + at.channel;
+        let to = (at.row * self.places + place) * self.channels + channel;
+        // SAFETY: the place is one of the row, and has as many lanes; every channel has a bias.
+        unsafe {
+            let sum = V::add(x, some::<V>(self.bias.as_ptr().add(channel), at.lanes));
+            let held = V::min(V::max(sum, V::splat(self.bounds.least)), V::splat(self.bounds.most));
+            put::<V>(self.out.as_mut_ptr().add(to), held, at.lanes);
+        }
     }
 
     /// One place, whatever of its window lies inside the picture. Returns the next.

@@ -12,7 +12,7 @@ use crate::pool::Strip;
 use crate::simd::affine::Finish;
 use crate::simd::attend::{self, Growth, Look, QUERIES, Rows};
 use crate::simd::tile::Begin;
-use crate::simd::window::{Ring, depthwise, unfold};
+use crate::simd::window::{Filter, Ring, depthwise, unfold};
 use crate::simd::{Level, affine};
 
 /// Numbers that one thread goes through faster alone than two together.
@@ -294,8 +294,8 @@ impl Dense for Cpu {
             let rows = first..first + (end - start) / places.1;
             let picture =
                 Ring { numbers: &x.all()[picture * len..][..len], rows: window.size.0, channels: 0..channels };
-            depthwise(level, picture, kernel.all(), (window, rows), out.all());
-            affine::bias(level, bias.row(0), activation, out);
+            let filter = Filter { kernel: kernel.all(), bias: bias.row(0), activation };
+            depthwise(level, picture, filter, (window, rows), out.all());
         });
     }
 

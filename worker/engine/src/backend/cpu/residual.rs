@@ -11,7 +11,7 @@ use crate::backend::dense::{Activation, InvertedResidual, Residual, Window};
 use crate::pool::Strip;
 use crate::simd::affine::Finish;
 use crate::simd::tile::Begin;
-use crate::simd::window::{Ring, depthwise};
+use crate::simd::window::{Filter, Ring, depthwise};
 use crate::simd::{Level, affine};
 
 /// Widened numbers of a picture from which this pays; with fewer, the weights are what is read.
@@ -124,7 +124,7 @@ impl Strips<'_> {
         let (Window { size: (height, width), .. }, channels) = (*self.block.window, self.block.filter.0.width);
         let row = width * self.x.width;
         let x = &self.x.all()[picture * height * row..][..height * row];
-        let Between { widened, filtered, wrapped: wrapped_room, .. } = between;
+        let Between { widened, filtered, wrapped: anew, .. } = between;
         filtered.resize(out.len() * self.places.1 * channels, 0.0);
         match &self.expand {
             None => self.filter(Ring { numbers: x, rows: height, channels: 0..channels }, out, filtered),
@@ -134,7 +134,7 @@ impl Strips<'_> {
                 let pieces = pieces(new, rows);
                 let [first, wrapped] =
                     pieces.each_ref().map(|rows| (&x[rows.start * row..rows.end * row], rows.len() * width));
-                let inputs = [expand.inputs(first, &mut local.room), expand.inputs(wrapped, wrapped_room)];
+                let inputs = [expand.inputs(first, &mut local.room), expand.inputs(wrapped, anew)];
                 for first in (0..channels).step_by(expand.strip()) {
                     let channels = first..channels.min(first + expand.strip());
                     let ring = &mut widened[rows * width * first..][..rows * width * channels.len()];
@@ -148,8 +148,6 @@ impl Strips<'_> {
                 }
             }
         }
-        let bias = self.block.filter.1.row(0);
-        affine::bias(self.level, bias, self.block.activation, &mut Strip::whole(filtered, channels));
     }
 
     /// Rows that are held of what is widened.
@@ -159,7 +157,9 @@ impl Strips<'_> {
     }
 
     fn filter(&self, wide: Ring<'_>, rows: Range<usize>, out: &mut [f32]) {
-        depthwise(self.level, wide, self.block.filter.0.all(), (self.block.window, rows), out);
+        let (kernel, bias) = self.block.filter;
+        let filter = Filter { kernel: kernel.all(), bias: bias.row(0), activation: self.block.activation };
+        depthwise(self.level, wide, filter, (self.block.window, rows), out);
     }
 }
 
