@@ -9,7 +9,7 @@ use crate::simd::brains::{SIDE, Tiles, Unit, split};
 use crate::simd::bytes::{Bytes, Cell, code};
 use crate::simd::digits::{Digits, Planes, digitise};
 
-/// Rows that one thread writes faster alone than two together.
+/// Rows of inputs, norms and gates that one thread does faster alone than two together.
 pub(super) const ROWS_ALONE: usize = 4;
 
 /// What rows of inputs become before a product reads them.
@@ -50,9 +50,9 @@ pub(super) struct Room {
     brains: Vec<u16>,
 }
 
-/// Who writes the parts of what is as long as they are together.
+/// Who writes the parts of what is as long as they are together: so many of them are no work for a second thread.
 pub(super) trait Writers {
-    fn each<T: Send>(&mut self, out: (&mut [T], usize), write: impl Fn(usize, &mut [T]) + Sync);
+    fn each<T: Send>(&mut self, out: (&mut [T], usize), few: usize, write: impl Fn(usize, &mut [T]) + Sync);
 }
 
 /// The caller.
@@ -62,7 +62,7 @@ pub(super) struct Alone;
 pub(super) struct Together<'a>(pub(super) &'a mut Pool, pub(super) &'a mut [Local]);
 
 impl Writers for Alone {
-    fn each<T: Send>(&mut self, (out, len): (&mut [T], usize), write: impl Fn(usize, &mut [T]) + Sync) {
+    fn each<T: Send>(&mut self, (out, len): (&mut [T], usize), _few: usize, write: impl Fn(usize, &mut [T]) + Sync) {
         for (index, out) in out.chunks_exact_mut(len).enumerate() {
             write(index, out);
         }
@@ -70,8 +70,8 @@ impl Writers for Alone {
 }
 
 impl Writers for Together<'_> {
-    fn each<T: Send>(&mut self, (out, len): (&mut [T], usize), write: impl Fn(usize, &mut [T]) + Sync) {
-        self.0.items((out, len), ROWS_ALONE, self.1, |_, index, out| write(index, out));
+    fn each<T: Send>(&mut self, (out, len): (&mut [T], usize), few: usize, write: impl Fn(usize, &mut [T]) + Sync) {
+        self.0.items((out, len), few, self.1, |_, index, out| write(index, out));
     }
 }
 
@@ -90,17 +90,17 @@ impl Form<'_> {
             Form::Numbers => Coded::Numbers,
             Form::Digits(planes, len) => {
                 let out = grown(&mut room.digits, rows * len, Digits::ZERO);
-                by.each((&mut *out, len), |index, out| digitise(level, row(index), planes, out));
+                by.each((&mut *out, len), ROWS_ALONE, |index, out| digitise(level, row(index), planes, out));
                 Coded::Digits(out)
             }
             Form::Cells(bytes) => {
                 let out = grown(&mut room.cells, rows * bytes.cells(), Cell::ZERO);
-                by.each((&mut *out, bytes.cells()), |index, out| code(level, row(index), bytes, out));
+                by.each((&mut *out, bytes.cells()), ROWS_ALONE, |index, out| code(level, row(index), bytes, out));
                 Coded::Cells(out)
             }
             Form::Brains(unit, tiles) => {
                 let out = grown(&mut room.brains, rows.div_ceil(SIDE) * tiles.group(), 0);
-                by.each((&mut *out, tiles.group()), |index, out| {
+                by.each((&mut *out, tiles.group()), 1, |index, out| {
                     let rows = index * SIDE..rows.min((index + 1) * SIDE);
                     split(unit, &x[rows.start * width..rows.end * width], tiles, out);
                 });
