@@ -53,12 +53,13 @@ impl Blocks {
         }
     }
 
-    /// As many blocks for each thread, about equally large: at most `most` rows, whole units of them.
+    /// As many blocks for each thread, equally large but for a unit: at most `most` rows, whole units of them.
     pub(super) fn cut_rows(&mut self, rows: usize, (most, unit): (usize, usize), threads: usize) {
-        let blocks = rows.div_ceil(threads * most) * threads;
-        let size = rows.div_ceil(blocks).next_multiple_of(unit);
+        let (blocks, units) = (rows.div_ceil(threads * most) * threads, rows.div_ceil(unit));
+        let first = |block: usize| rows.min(units * block / blocks * unit);
+        let blocks = (0..blocks).map(|block| first(block)..first(block + 1));
         self.rows.clear();
-        self.rows.extend((0..rows).step_by(size).map(|first| first..rows.min(first + size)));
+        self.rows.extend(blocks.filter(|rows| !rows.is_empty()));
     }
 }
 
@@ -286,7 +287,8 @@ impl Dense for Cpu {
         let (level, channels) = (self.level, x.width);
         assert!(out.width == channels && kernel.width == channels, "as many channels out as in");
         let len = window.size.0 * window.size.1 * channels;
-        self.blocks.cut_pictures(pictures, places, places.0.div_ceil(FILTER_ROWS));
+        let strips = self.pool.threads().div_ceil(pictures.max(1)).max(places.0.div_ceil(FILTER_ROWS)).min(places.0);
+        self.blocks.cut_pictures(pictures, places, strips);
         let (out, blocks) = ((out.begin_rows(pictures * places.0 * places.1), channels), &self.blocks.rows);
         self.pool.tiles(out, (blocks, channels, 1), &mut self.locals, |_, (block, _), out| {
             let Range { start, end } = blocks[block];
