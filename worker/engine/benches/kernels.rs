@@ -19,6 +19,8 @@ use engine::simd::{Level, integer};
 
 /// The feed-forward of SmolLM2-135M, (outputs, inputs).
 const SHAPE: (usize, usize) = (3072, 576);
+/// Nothing follows the products.
+const PLAIN: Finish<'static> = Finish { begin: Begin::Zero, bias: &[], activation: Activation::None };
 const ROWS: [usize; 9] = [1, 2, 3, 4, 5, 8, 16, 96, 512];
 
 fn group<'a>(criterion: &'a mut Criterion, name: String) -> BenchmarkGroup<'a, WallTime> {
@@ -44,13 +46,7 @@ fn products(criterion: &mut Criterion) {
                     bencher.iter(|| {
                         let strip = &mut Strip::whole(&mut out, outputs);
                         let input = Input { x: black_box(&x), rows };
-                        linear::multiply(
-                            level,
-                            input,
-                            (&panels, 0..panels.count()),
-                            (Begin::Zero, strip),
-                            &mut scratch,
-                        );
+                        linear::multiply(level, input, (&panels, 0..panels.count()), (PLAIN, strip), &mut scratch);
                     });
                 });
             }
@@ -69,7 +65,7 @@ fn products(criterion: &mut Criterion) {
                         digitise(level, black_box(&x), planes, &mut digits);
                         let strip = &mut Strip::whole(&mut out, outputs);
                         let panels = (&panels, 0..panels.count());
-                        integer::multiply(level, (&digits, rows), panels, (Begin::Zero, strip), &mut scratch);
+                        integer::multiply(level, (&digits, rows), panels, (PLAIN, strip), &mut scratch);
                     });
                 });
                 integers.finish();
@@ -95,8 +91,7 @@ fn products_of_bytes(criterion: &mut Criterion) {
                     for (x, out) in black_box(&x).chunks_exact(inputs).zip(cells.chunks_exact_mut(weights.cells())) {
                         code(level, x, &weights, out);
                     }
-                    let then = Finish { begin: Begin::Zero, bias: &[], activation: Activation::None };
-                    multiply(level, &cells, (&weights, 0..outputs), then, &mut Strip::whole(&mut out, outputs));
+                    multiply(level, &cells, (&weights, 0..outputs), PLAIN, &mut Strip::whole(&mut out, outputs));
                 });
             });
         }

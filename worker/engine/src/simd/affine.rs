@@ -90,17 +90,6 @@ impl Finish<'_> {
     }
 }
 
-/// What follows sums that are written already.
-///
-/// # Panics
-/// When there are fewer biases than columns.
-pub fn follow(level: Level, then: Finish<'_>, x: &mut Strip<'_>) {
-    match then.bias {
-        [] => activate(level, then.activation, x),
-        biases => bias(level, biases, then.activation, x),
-    }
-}
-
 /// Writes sums, rows of 32 of which `out` is the first columns, and what follows them.
 ///
 /// # Panics

@@ -6,12 +6,12 @@
 
 use std::ops::Range;
 
-use super::affine::{Finish, activated};
+use super::affine::{self, Finish};
 use super::arena::{Arena, Use};
 use super::lanes::Lanes;
 use super::panel::byte_at;
 use super::rows::load;
-use super::tile::{Outputs, Tile, tile_width};
+use super::tile::{Bounds, Outputs, Tile, tile_width};
 use super::{Kernel, LANES, Level};
 use crate::Error;
 use crate::backend::{Matrix, each_row};
@@ -192,7 +192,6 @@ pub fn multiply(
     let (rows, first, cells) = (out.rows(), outputs.start / LANES, weights.cells());
     assert!(outputs.start.is_multiple_of(LANES) && outputs.end <= weights.rows, "outputs of the matrix");
     assert!(out.columns() == outputs.len() && inputs.len() == rows * cells, "rows of inputs");
-    assert!(then.bias.is_empty() || then.bias.len() == outputs.len(), "a bias for each output");
     if rows == 0 || outputs.is_empty() {
         return;
     }
@@ -203,11 +202,11 @@ pub fn multiply(
         digits: weights.digits[first * (cells - 1) * PANEL_CELL..].as_ptr(),
         scales: &weights.scales[outputs.start..],
         sums: &weights.sums[outputs.start..],
-        outputs: Outputs::of(out, rows, outputs.len(), then.begin),
-        then,
+        outputs: Outputs::of(out, rows, outputs.len(), then.begin).until(then),
     };
     // SAFETY: the assertions above: `inputs` holds rows * cells, and the panels' bytes follow `digits`.
     unsafe { level.run(product) };
+    affine::activate(level, Bounds::of(then.activation).1, out);
 }
 
 /// A product as the kernels see it, from its first output on.
@@ -222,7 +221,6 @@ struct Product<'a> {
     scales: &'a [f32],
     sums: &'a [f32],
     outputs: Outputs,
-    then: Finish<'a>,
 }
 
 impl Kernel for Product<'_> {
@@ -276,18 +274,16 @@ impl Product<'_> {
                 let body = digits.map(|panel| panel.wrapping_add(cell * PANEL_CELL).cast());
                 V::dot_bytes(body, inputs.map(|x| x.wrapping_add(1 + cell).cast()), &mut dots);
             }
-            let mut sums = self.outputs.sums::<V, T, P>(at, self.then.begin);
+            let mut sums = self.outputs.sums::<V, T, P>(at);
             for p in 0..P {
                 let first = (panel + p) * LANES;
                 let (scales, of_digits) = (load::<V>(self.scales, first), load::<V>(self.sums, first));
-                let bias = if self.then.bias.is_empty() { V::splat(0.0) } else { load::<V>(self.then.bias, first) };
                 for t in 0..T {
                     let head = *inputs[t].cast::<Head>();
                     let centre = V::splat_u32((V::BYTES_CENTRE * head.sum).cast_unsigned());
                     let dot = V::from_i32(V::sub_u32(dots[t][p], centre));
                     let product = V::fma(dot, V::splat(head.scale), V::mul(of_digits, V::splat(head.middle)));
-                    let sum = V::add(V::fma(product, scales, sums[t][p]), bias);
-                    sums[t][p] = activated::<V>(sum, self.then.activation);
+                    sums[t][p] = V::fma(product, scales, sums[t][p]);
                 }
             }
             self.outputs.store::<V, T, P>(at, sums);

@@ -4,11 +4,12 @@
 //! order, by fused multiply-adds. A row's result therefore depends on neither the rows beside it, nor the tile, the
 //! level or the number of threads.
 
+use super::affine::{self, Finish};
 use super::digits::Digits;
 use super::lanes::Lanes;
 use super::linear::{SCRATCH, Scratch};
 use super::panel::{BLOCK, LAYOUTS, Layout, Panels};
-use super::tile::{Begin, Outputs, Tile};
+use super::tile::{Bounds, Outputs, Tile};
 use super::{Kernel, LANES, Level};
 use crate::pool::Strip;
 
@@ -23,8 +24,8 @@ const UNPACKED: usize = SCRATCH / (PAIR * 2 * HALF);
 /// Outputs that a strip of a product is best made of.
 pub const STRIP_UNIT: usize = PAIR * LANES;
 
-/// Writes the outputs of panels `panels` of `weights` to the columns of `out`, the first of which is the first row of
-/// the first panel. `rows` of inputs lie side by side, whole blocks of as many planes each.
+/// Writes the outputs of panels `panels` of `weights`, and what follows them, to the columns of `out`, the first of which
+/// is the first row of the first panel. `rows` of inputs lie side by side, whole blocks of as many planes each.
 ///
 /// # Panics
 /// When shapes disagree, or the weights are no integers.
@@ -32,7 +33,7 @@ pub fn multiply(
     level: Level,
     (inputs, rows): (&[Digits], usize),
     (weights, panels): (&Panels, std::ops::Range<usize>),
-    (begin, out): (Begin, &mut Strip<'_>),
+    (then, out): (Finish<'_>, &mut Strip<'_>),
     scratch: &mut Scratch,
 ) {
     let blocks = weights.columns() / BLOCK;
@@ -45,7 +46,7 @@ pub fn multiply(
         rows,
         blocks,
         weights: weights.bytes()[panels.start * weights.panel_bytes()..].as_ptr(),
-        outputs: Outputs::of(out, rows, outputs, begin),
+        outputs: Outputs::of(out, rows, outputs, then.begin).until(then),
         unpacked: scratch.as_mut_ptr().cast(),
     };
     if outputs == 0 || rows == 0 {
@@ -59,6 +60,7 @@ pub fn multiply(
             _ => panic!("numbers of one byte or two"),
         }
     }
+    affine::activate(level, Bounds::of(then.activation).1, out);
 }
 
 /// A product as the kernels see it: pointers and sizes.
@@ -132,14 +134,14 @@ impl<const LAYOUT: usize, const PLANES: usize> Of<LAYOUT, PLANES> {
         // SAFETY: the product's pointers.
         unsafe {
             if rows <= 2 * T || !LAYOUTS[LAYOUT].is_nibbles() {
-                return self.rows::<V, T, P, false>(Part { panel, first: 0, end: blocks }, outputs.begin);
+                return self.rows::<V, T, P, false>(Part { panel, first: 0, end: blocks }, outputs);
             }
             let mut first = 0;
             while first < blocks {
                 let part = Part { panel, first, end: blocks.min(first + UNPACKED) };
                 self.unpack::<V, P>(part);
-                let begin = if first == 0 { outputs.begin } else { Begin::Output };
-                self.rows::<V, T, P, true>(part, begin);
+                let outputs = outputs.of_part(first == 0, part.end == blocks);
+                self.rows::<V, T, P, true>(part, outputs);
                 first = part.end;
             }
         }
@@ -169,17 +171,17 @@ impl<const LAYOUT: usize, const PLANES: usize> Of<LAYOUT, PLANES> {
 
     /// All rows through a part, whose nibbles are bytes already where `BYTES` says so.
     #[inline(always)]
-    unsafe fn rows<V: Lanes, const T: usize, const P: usize, const BYTES: bool>(self, part: Part, begin: Begin) {
+    unsafe fn rows<V: Lanes, const T: usize, const P: usize, const BYTES: bool>(self, part: Part, outputs: Outputs) {
         let mut row = 0;
         while row < self.0.rows {
             // SAFETY: the product's pointers; a tile is as wide as the rows that are left, or repeats the last of them.
             unsafe {
                 row += match self.0.rows - row {
-                    1 => self.tile::<V, 1, P, BYTES>(row, part, begin),
-                    2 => self.tile::<V, 2, P, BYTES>(row, part, begin),
-                    3 => self.tile::<V, 3, P, BYTES>(row, part, begin),
-                    left if left > 4 => self.tile::<V, T, P, BYTES>(row, part, begin),
-                    _ => self.tile::<V, 4, P, BYTES>(row, part, begin),
+                    1 => self.tile::<V, 1, P, BYTES>(row, part, outputs),
+                    2 => self.tile::<V, 2, P, BYTES>(row, part, outputs),
+                    3 => self.tile::<V, 3, P, BYTES>(row, part, outputs),
+                    left if left > 4 => self.tile::<V, T, P, BYTES>(row, part, outputs),
+                    _ => self.tile::<V, 4, P, BYTES>(row, part, outputs),
                 };
             }
         }
@@ -191,7 +193,7 @@ impl<const LAYOUT: usize, const PLANES: usize> Of<LAYOUT, PLANES> {
         self,
         row: usize,
         part: Part,
-        begin: Begin,
+        outputs: Outputs,
     ) -> usize {
         let product = self.0;
         let at = Tile { token: row, tokens: T.min(product.rows - row), panel: part.panel };
@@ -199,7 +201,7 @@ impl<const LAYOUT: usize, const PLANES: usize> Of<LAYOUT, PLANES> {
         let leaving = row + T >= product.rows;
         // SAFETY: the product's pointers; the tile is inside.
         unsafe {
-            let mut sums = product.outputs.sums::<V, T, P>(at, begin);
+            let mut sums = outputs.sums::<V, T, P>(at);
             let inputs: [*const Digits; T] =
                 std::array::from_fn(|t| product.inputs.wrapping_add(at.row(t) * product.blocks * PLANES));
             for block in part.first..part.end {
@@ -218,7 +220,7 @@ impl<const LAYOUT: usize, const PLANES: usize> Of<LAYOUT, PLANES> {
                 let x = inputs.map(|row| row.wrapping_add(block * PLANES));
                 Self::block::<V, T, P, BYTES>((weights, body), x, &mut sums);
             }
-            product.outputs.store::<V, T, P>(at, sums);
+            outputs.store::<V, T, P>(at, sums);
         }
         T
     }

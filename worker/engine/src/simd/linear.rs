@@ -4,14 +4,15 @@
 //! Tiles only choose how many chains run side by side, so a row's result never depends on the rows beside it, on the
 //! tile it fell into, on the level or on the number of threads.
 
+use super::affine::{self, Finish};
 use super::lanes::Lanes;
 use super::panel::{BLOCK, LAYOUTS, Layout, Panels};
-use super::tile::{Begin, Outputs, Tile, tile_width};
+use super::tile::{Bounds, Outputs, Tile, tile_width};
 use super::{Kernel, LANES, Level};
 use crate::pool::Strip;
 
 /// Rows of tokens that share one unpacking of the weights; their inputs fit the second-level cache.
-const TOKEN_BLOCK: usize = 96;
+const TOKEN_BLOCK: usize = 128;
 /// Columns unpacked at a time: a tile's panels of them fit the first-level cache beside its tokens.
 const COLUMN_BLOCK: usize = 4 * BLOCK;
 
@@ -53,8 +54,8 @@ pub struct Input<'a> {
     pub rows: usize,
 }
 
-/// Writes the outputs of panels `panels` of `weights` to the columns of `out`, the first of which is the first row of
-/// the first panel.
+/// Writes the outputs of panels `panels` of `weights`, and what follows them, to the columns of `out`, the first of which
+/// is the first row of the first panel.
 ///
 /// # Panics
 /// When shapes disagree.
@@ -62,7 +63,7 @@ pub fn multiply(
     level: Level,
     input: Input<'_>,
     (weights, panels): (&Panels, std::ops::Range<usize>),
-    (begin, out): (Begin, &mut Strip<'_>),
+    (then, out): (Finish<'_>, &mut Strip<'_>),
     scratch: &mut Scratch,
 ) {
     let columns = weights.columns();
@@ -78,7 +79,7 @@ pub fn multiply(
         columns,
         weights: weights.bytes()[panels.start * weights.panel_bytes()..].as_ptr(),
         panel_bytes: weights.panel_bytes(),
-        outputs: Outputs::of(out, input.rows, outputs, begin),
+        outputs: Outputs::of(out, input.rows, outputs, then.begin).until(then),
         unpacked: scratch.as_mut_ptr(),
     };
     // SAFETY: the assertions above: `x` holds rows * columns, the panels' bytes follow `weights`, `out` has `outputs`
@@ -96,6 +97,7 @@ pub fn multiply(
             Layout::SplitBytes => level.run(Of::<{ Layout::SplitBytes as usize }>(product)),
         }
     }
+    affine::activate(level, Bounds::of(then.activation).1, out);
 }
 
 /// A product as the kernels see it: pointers and sizes.
@@ -171,7 +173,7 @@ impl<const LAYOUT: usize> Of<LAYOUT> {
         let at = Tile { token: 0, tokens: product.rows, panel };
         // SAFETY: the product's pointers; the tile is inside.
         unsafe {
-            let mut sums = product.outputs.sums::<V, T, P>(at, product.outputs.begin);
+            let mut sums = product.outputs.sums::<V, T, P>(at);
             let x = product.tokens::<T>(at, 0);
             let weights = product.weights.add(panel * product.panel_bytes);
             for block in 0..product.columns / BLOCK {
@@ -263,14 +265,14 @@ impl<const LAYOUT: usize> Of<LAYOUT> {
             let rows = TOKEN_BLOCK.min(product.rows - first);
             for column in (0..product.columns).step_by(COLUMN_BLOCK) {
                 let columns = COLUMN_BLOCK.min(product.columns - column);
-                let begin = if column == 0 { product.outputs.begin } else { Begin::Output };
+                let outputs = product.outputs.of_part(column == 0, column + columns == product.columns);
                 // SAFETY: the product's pointers; every block is inside its counts.
                 unsafe {
                     let weights = match LAYOUTS[LAYOUT] {
                         Layout::Singles => Columns::of_panels(&product, panel, column),
                         _ => self.unpack::<V, P>(panel, column, columns),
                     };
-                    let strip = StripOf { first, rows, panel, column, columns, begin };
+                    let strip = StripOf { first, rows, panel, column, columns, outputs };
                     product.strip::<V, T, M, S, P>(strip, weights);
                 }
             }
@@ -327,7 +329,7 @@ struct StripOf {
     panel: usize,
     column: usize,
     columns: usize,
-    begin: Begin,
+    outputs: Outputs,
 }
 
 impl Product {
@@ -362,7 +364,7 @@ impl Product {
         // SAFETY: scratch holds the strip's weights, the input the tile's tokens; outputs are checked by `sums` and
         // `store`.
         unsafe {
-            let mut sums = self.outputs.sums::<V, T, P>(at, strip.begin);
+            let mut sums = strip.outputs.sums::<V, T, P>(at);
             let x = self.tokens::<T>(at, strip.column);
             for column in 0..strip.columns {
                 let mut w = [V::splat(0.0); P];
@@ -376,7 +378,7 @@ impl Product {
                     }
                 }
             }
-            self.outputs.store::<V, T, P>(at, sums);
+            strip.outputs.store::<V, T, P>(at, sums);
         }
         T
     }

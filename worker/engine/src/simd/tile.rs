@@ -1,7 +1,9 @@
 //! Where the sums of a product begin and end: tiles of rows by panels of outputs.
 
 use super::LANES;
+use super::affine::Finish;
 use super::lanes::Lanes;
+use crate::backend::dense::Activation;
 use crate::pool::Strip;
 
 /// Where a product's sums begin.
@@ -11,6 +13,33 @@ pub enum Begin {
     Zero,
     /// At what the output holds: the product is added to it.
     Output,
+}
+
+/// The least and the greatest that a number becomes. What is no number stays none.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    least: f32,
+    most: f32,
+}
+
+impl Bounds {
+    const NONE: Bounds = Bounds { least: f32::NEG_INFINITY, most: f32::INFINITY };
+
+    /// What of an activation is bounds, which follow while sums are in registers, and what is left of it.
+    pub(super) fn of(activation: Activation) -> (Bounds, Activation) {
+        match activation {
+            Activation::Relu6 => (Bounds { least: 0.0, most: 6.0 }, Activation::None),
+            other => (Bounds::NONE, other),
+        }
+    }
+
+    /// # Safety
+    /// The level is there.
+    #[inline(always)]
+    pub(super) unsafe fn hold<V: Lanes>(self, x: V::F) -> V::F {
+        // SAFETY: the caller's level. Of a number and none, `max` and `min` take the second.
+        unsafe { V::min(V::splat(self.most), V::max(V::splat(self.least), x)) }
+    }
 }
 
 /// Where a tile's outputs lie.
@@ -48,7 +77,10 @@ pub(super) struct Outputs {
     out: *mut f32,
     stride: usize,
     columns: usize,
-    pub(super) begin: Begin,
+    begin: Begin,
+    /// For each column, if there are any.
+    bias: *const f32,
+    bounds: Bounds,
 }
 
 impl Outputs {
@@ -56,7 +88,30 @@ impl Outputs {
     /// When the strip has no room for `rows` by `columns`.
     pub(super) fn of(strip: &mut Strip<'_>, rows: usize, columns: usize, begin: Begin) -> Outputs {
         assert!(strip.rows() >= rows && strip.columns() >= columns, "outputs have room");
-        Outputs { out: strip.as_mut_ptr(), stride: strip.stride(), columns, begin }
+        let (bias, bounds) = (std::ptr::null(), Bounds::NONE);
+        Outputs { out: strip.as_mut_ptr(), stride: strip.stride(), columns, begin, bias, bounds }
+    }
+
+    /// The same, where the biases of `then` are added in the end, within its bounds.
+    ///
+    /// # Panics
+    /// When there is not a bias for each column, nor none.
+    pub(super) fn until(self, then: Finish<'_>) -> Outputs {
+        assert!(then.bias.is_empty() || then.bias.len() == self.columns, "a bias for each column");
+        let bias = if then.bias.is_empty() { std::ptr::null() } else { then.bias.as_ptr() };
+        Outputs { bias, bounds: Bounds::of(then.activation).0, ..self }
+    }
+
+    /// Those of some of the columns of weights: only the first begin anew, and something follows only the last.
+    #[inline(always)]
+    pub(super) fn of_part(mut self, first: bool, last: bool) -> Outputs {
+        if !first {
+            self.begin = Begin::Output;
+        }
+        if !last {
+            (self.bias, self.bounds) = (std::ptr::null(), Bounds::NONE);
+        }
+        self
     }
 
     /// Panels of columns; the last may be narrower.
@@ -67,25 +122,30 @@ impl Outputs {
 
     /// The sums of a tile, as they begin.
     ///
+    /// Here and in [`Outputs::store`], sums are only indexed by loops that are unrolled: any other would keep them in
+    /// memory wherever they are used.
+    ///
     /// # Safety
-    /// The outputs are still there, and the level is.
+    /// The outputs and the biases are still there, and the level is.
     #[inline(always)]
-    pub(super) unsafe fn sums<V: Lanes, const T: usize, const P: usize>(
-        &self,
-        at: Tile,
-        begin: Begin,
-    ) -> [[V::F; P]; T] {
+    pub(super) unsafe fn sums<V: Lanes, const T: usize, const P: usize>(&self, at: Tile) -> [[V::F; P]; T] {
         // SAFETY: only outputs that are there are read; the place of an absent panel is computed and not used.
         unsafe {
             let mut sums = [[V::splat(0.0); P]; T];
-            if begin == Begin::Output {
-                for t in 0..T.min(at.tokens) {
-                    for p in 0..P {
-                        let from = self.out.wrapping_add((at.token + t) * self.stride + (at.panel + p) * LANES);
-                        match self.lanes(at.panel + p) {
-                            0 => {}
-                            LANES => sums[t][p] = V::load(from),
-                            lanes => sums[t][p] = V::load_first(from, lanes),
+            match self.begin {
+                Begin::Zero => {}
+                Begin::Output if self.is_whole::<T, P>(at) => {
+                    for t in 0..T {
+                        for p in 0..P {
+                            sums[t][p] = V::load(self.place(at, t, p));
+                        }
+                    }
+                }
+                Begin::Output => {
+                    let held = self.held::<V, T, P>(at);
+                    for t in 0..T {
+                        for p in 0..P {
+                            sums[t][p] = held[t][p];
                         }
                     }
                 }
@@ -100,24 +160,107 @@ impl Outputs {
     /// As [`Outputs::sums`].
     #[inline(always)]
     pub(super) unsafe fn store<V: Lanes, const T: usize, const P: usize>(&self, at: Tile, sums: [[V::F; P]; T]) {
+        // SAFETY: the caller's; a whole tile's outputs are all there.
+        unsafe {
+            let mut ends = [[V::splat(0.0); P]; T];
+            for p in 0..P {
+                let bias = self.bias_of::<V>(at.panel + p);
+                for t in 0..T {
+                    ends[t][p] = self.bounds.hold::<V>(V::add(sums[t][p], bias));
+                }
+            }
+            if !self.is_whole::<T, P>(at) {
+                return self.store_some::<V, T, P>(at, &ends);
+            }
+            for t in 0..T {
+                for p in 0..P {
+                    V::store(self.place(at, t, p), ends[t][p]);
+                }
+            }
+        }
+    }
+
+    /// What the outputs of a tile hold, as far as they are there.
+    ///
+    /// # Safety
+    /// As [`Outputs::sums`].
+    #[inline(always)]
+    unsafe fn held<V: Lanes, const T: usize, const P: usize>(&self, at: Tile) -> [[V::F; P]; T] {
+        // SAFETY: only outputs that are there are read; the place of an absent panel is computed and not used.
+        unsafe {
+            let mut held = [[V::splat(0.0); P]; T];
+            for t in 0..T.min(at.tokens) {
+                for p in 0..P {
+                    held[t][p] = some::<V>(self.place(at, t, p), self.lanes(at.panel + p));
+                }
+            }
+            held
+        }
+    }
+
+    /// Writes what is there of a tile.
+    ///
+    /// # Safety
+    /// As [`Outputs::sums`].
+    #[inline(always)]
+    unsafe fn store_some<V: Lanes, const T: usize, const P: usize>(&self, at: Tile, ends: &[[V::F; P]; T]) {
         for t in 0..T.min(at.tokens) {
             for p in 0..P {
                 // SAFETY: only outputs that are there are written; the place of an absent panel is computed and not used.
                 unsafe {
-                    let to = self.out.wrapping_add((at.token + t) * self.stride + (at.panel + p) * LANES);
+                    let to = self.place(at, t, p);
                     match self.lanes(at.panel + p) {
                         0 => {}
-                        LANES => V::store(to, sums[t][p]),
-                        lanes => V::store_first(to, sums[t][p], lanes),
+                        LANES => V::store(to, ends[t][p]),
+                        lanes => V::store_first(to, ends[t][p], lanes),
                     }
                 }
             }
         }
     }
 
+    /// The biases of a panel; zeros where there are none.
+    ///
+    /// # Safety
+    /// As [`Outputs::sums`].
+    #[inline(always)]
+    unsafe fn bias_of<V: Lanes>(&self, panel: usize) -> V::F {
+        let lanes = if self.bias.is_null() { 0 } else { self.lanes(panel) };
+        // SAFETY: there is a bias for each column.
+        unsafe { some::<V>(self.bias.wrapping_add(panel * LANES), lanes) }
+    }
+
+    /// Whether all outputs of a tile are there.
+    #[inline(always)]
+    fn is_whole<const T: usize, const P: usize>(&self, at: Tile) -> bool {
+        at.tokens >= T && (at.panel + P) * LANES <= self.columns
+    }
+
+    /// Where the outputs of a tile's `t`th token and `p`th panel are.
+    #[inline(always)]
+    fn place(&self, at: Tile, t: usize, p: usize) -> *mut f32 {
+        self.out.wrapping_add((at.token + t) * self.stride + (at.panel + p) * LANES)
+    }
+
     /// Output rows of a panel, without padding.
     #[inline(always)]
     fn lanes(&self, panel: usize) -> usize {
         LANES.min(self.columns.saturating_sub(panel * LANES))
+    }
+}
+
+/// So many numbers, and zeros.
+///
+/// # Safety
+/// They are there, and the level is.
+#[inline(always)]
+unsafe fn some<V: Lanes>(from: *const f32, lanes: usize) -> V::F {
+    // SAFETY: the caller's.
+    unsafe {
+        match lanes {
+            0 => V::splat(0.0),
+            LANES => V::load(from),
+            lanes => V::load_first(from, lanes),
+        }
     }
 }

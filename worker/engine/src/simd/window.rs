@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::lanes::Lanes;
+use super::tile::Bounds;
 use super::{Kernel, LANES, Level, affine};
 use crate::backend::dense::{Activation, Window};
 use crate::pool::Strip;
@@ -28,23 +29,6 @@ pub struct Filter<'a> {
     pub bias: &'a [f32],
     /// What the result passes through.
     pub activation: Activation,
-}
-
-impl Filter<'_> {
-    /// What of the activation is bounds, which follow while sums are in registers, and what is left of it.
-    fn follows(&self) -> (Bounds, Activation) {
-        match self.activation {
-            Activation::Relu6 => (Bounds { least: 0.0, most: 6.0 }, Activation::None),
-            other => (Bounds { least: f32::NEG_INFINITY, most: f32::INFINITY }, other),
-        }
-    }
-}
-
-/// The least and the greatest that a number becomes.
-#[derive(Clone, Copy)]
-struct Bounds {
-    least: f32,
-    most: f32,
 }
 
 /// Rows of the output: every channel's windows under every channel's kernel, and what follows.
@@ -77,8 +61,8 @@ pub fn depthwise(
     let last = window.taps(rows.end - 1, places - 1);
     assert!(last.1.picture + last.1.count <= window.size.1, "windows begin inside the picture");
     assert!(window.kernel.0.min(window.size.0) <= picture.rows, "rows under the kernel");
-    let ((bounds, then), some) = (filter.follows(), picture.channels.clone());
-    let Filter { kernel, bias, .. } = filter;
+    let Filter { kernel, bias, activation } = filter;
+    let ((bounds, then), some) = (Bounds::of(activation), picture.channels.clone());
     let work = Depthwise { picture, kernel, bias, bounds, window, rows, places, channels, out: &mut *out };
     // SAFETY: taps lie inside the picture and the kernel, whose sizes were checked.
     unsafe {
@@ -227,20 +211,35 @@ impl Depthwise<'_> {
         inside: &Range<usize>,
         (channel, lanes): (usize, usize),
     ) {
-        let mut place = 0;
-        while place < self.places {
-            let (left, all) = (inside.end.saturating_sub(place), inside.len());
-            let at = |place: usize| At { row, place, rows, channel, lanes };
+        let mut at = At { row, place: 0, rows, channel, lanes };
+        while at.place < self.places {
             // SAFETY: the caller's.
             unsafe {
-                place = match inside.contains(&place) {
-                    true if left >= 8 && V::ACCUMULATORS >= 24 => self.together::<V, K, S, 8>(at(place)),
-                    true if all >= 4 => self.together::<V, K, S, 4>(at(place.min(inside.end - 4))),
-                    true if all >= 2 => self.together::<V, K, S, 2>(at(place.min(inside.end - 2))),
-                    _ => self.alone::<V>(at(place)),
+                at.place = match self.places {
+                    7.. if K > 1 && V::ACCUMULATORS >= 24 => self.tile::<V, K, S, 7>(at, inside),
+                    4.. if K > 1 => self.tile::<V, K, S, 4>(at, inside),
+                    _ => self.alone::<V>(at),
                 };
             }
         }
+    }
+
+    /// `P` places, or the last `P` of the row. Returns the next.
+    #[inline(always)]
+    unsafe fn tile<V: Lanes, const K: usize, const S: usize, const P: usize>(
+        &mut self,
+        at: At,
+        inside: &Range<usize>,
+    ) -> usize {
+        let at = At { place: at.place.min(self.places - P), ..at };
+        // SAFETY: the caller's.
+        unsafe {
+            match inside.start <= at.place && at.place + P <= inside.end {
+                true => self.together::<V, K, S, P, false>(at),
+                false => self.together::<V, K, S, P, true>(at),
+            }
+        }
+        at.place + P
     }
 
     /// # Safety
@@ -266,8 +265,7 @@ impl Depthwise<'_> {
         // SAFETY: the place is one of the row, and has as many lanes; every channel has a bias.
         unsafe {
             let sum = V::add(x, some::<V>(self.bias.as_ptr().add(channel), at.lanes));
-            let held = V::min(V::max(sum, V::splat(self.bounds.least)), V::splat(self.bounds.most));
-            put::<V>(self.out.as_mut_ptr().add(to), held, at.lanes);
+            put::<V>(self.out.as_mut_ptr().add(to), self.bounds.hold::<V>(sum), at.lanes);
         }
     }
 
@@ -291,20 +289,29 @@ impl Depthwise<'_> {
         at.place + 1
     }
 
-    /// `P` places whose windows lie inside: taps are read once for all of them. Returns the next.
+    /// `P` places side by side: taps are read once for all of them. Columns outside are zeros, where there are any.
     #[inline(always)]
-    unsafe fn together<V: Lanes, const K: usize, const S: usize, const P: usize>(&mut self, at: At) -> usize {
-        let (column, wide) = (self.window.taps(0, at.place).1.picture, self.picture.channels.len());
+    unsafe fn together<V: Lanes, const K: usize, const S: usize, const P: usize, const OUTSIDE: bool>(
+        &mut self,
+        at: At,
+    ) {
+        const ZEROS: [f32; LANES] = [0.0; LANES];
+        let (width, wide) = (self.window.size.1, self.picture.channels.len());
+        // Before the picture, it is beyond its end.
+        let first = (at.place * S).wrapping_sub(self.window.padding.columns.0);
         // SAFETY: taps are inside; no more lanes are touched than there are.
         unsafe {
             let mut sums = [V::splat(0.0); P];
             for y in 0..at.rows.count {
-                let (tap, pixel) = self.under(at, y, (0, column));
-                let pixels: [*const f32; P] = std::array::from_fn(|p| pixel.wrapping_add(p * S * wide));
+                let (tap, row) = self.under(at, y, (0, 0));
+                let begin = row.wrapping_add(first.wrapping_mul(wide));
                 for x in 0..K {
                     let tap = some::<V>(tap.add(x * self.channels), at.lanes);
                     for p in 0..P {
-                        sums[p] = V::fma(some::<V>(pixels[p].add(x * wide), at.lanes), tap, sums[p]);
+                        let outside = OUTSIDE && first.wrapping_add(p * S + x) >= width;
+                        let pixel = begin.wrapping_add((p * S + x) * wide);
+                        let pixel = if outside { ZEROS.as_ptr() } else { pixel };
+                        sums[p] = V::fma(some::<V>(pixel, at.lanes), tap, sums[p]);
                     }
                 }
             }
@@ -312,7 +319,6 @@ impl Depthwise<'_> {
                 self.put::<V>(at, at.place + p, sums[p]);
             }
         }
-        at.place + P
     }
 }
 

@@ -12,7 +12,7 @@ use crate::simd::bytes::Bytes;
 use crate::simd::digits::Planes;
 use crate::simd::linear::{Input, Scratch};
 use crate::simd::panel::{BLOCK, Panels};
-use crate::simd::{Level, affine, brains, bytes, integer, linear};
+use crate::simd::{Level, brains, bytes, integer, linear};
 
 /// Brain floats of inputs that stay in the second-level cache while all weights pass them.
 const BAND: usize = 512 << 10;
@@ -107,10 +107,7 @@ impl Weight {
     ) {
         let then = then.part(range.clone());
         match (&self.packed, inputs.coded) {
-            (Packed::Panels(parts), _) => {
-                panels(level, inputs, (parts, range, then), (strip, scratch));
-                affine::follow(level, then, strip);
-            }
+            (Packed::Panels(parts), _) => panels(level, inputs, (parts, range, then), (strip, scratch)),
             (Packed::Bytes(weights), Coded::Cells(cells)) => {
                 bytes::multiply(level, cells, (weights, range), then, strip)
             }
@@ -122,7 +119,7 @@ impl Weight {
     }
 }
 
-/// The sums of some outputs of matrices side by side.
+/// Some outputs of matrices side by side, and what follows them.
 fn panels(
     level: Level,
     inputs: Inputs<'_>,
@@ -134,15 +131,16 @@ fn panels(
         let (from, to) = (range.start.max(first), range.end.min(first + part.rows()));
         if from < to {
             let panels = (from - first) / LANES..(to - first).div_ceil(LANES);
-            let mut out = strip.part(from - range.start..to - range.start);
+            let columns = from - range.start..to - range.start;
+            let (then, mut out) = (then.part(columns.clone()), strip.part(columns));
             match inputs.coded {
                 Coded::Digits(digits) if !part.layout().is_plain() => {
                     let digits = (digits, inputs.rows);
-                    integer::multiply(level, digits, (part, panels), (then.begin, &mut out), scratch);
+                    integer::multiply(level, digits, (part, panels), (then, &mut out), scratch);
                 }
                 _ => {
                     let input = Input { x: inputs.x, rows: inputs.rows };
-                    linear::multiply(level, input, (part, panels), (then.begin, &mut out), scratch);
+                    linear::multiply(level, input, (part, panels), (then, &mut out), scratch);
                 }
             }
         }
