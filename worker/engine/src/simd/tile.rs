@@ -207,14 +207,7 @@ impl Outputs {
         for t in 0..T.min(at.tokens) {
             for p in 0..P {
                 // SAFETY: only outputs that are there are written; the place of an absent panel is computed and not used.
-                unsafe {
-                    let to = self.place(at, t, p);
-                    match self.lanes(at.panel + p) {
-                        0 => {}
-                        LANES => V::store(to, ends[t][p]),
-                        lanes => V::store_first(to, ends[t][p], lanes),
-                    }
-                }
+                unsafe { put::<V>(self.place(at, t, p), ends[t][p], self.lanes(at.panel + p)) };
             }
         }
     }
@@ -254,13 +247,29 @@ impl Outputs {
 /// # Safety
 /// They are there, and the level is.
 #[inline(always)]
-unsafe fn some<V: Lanes>(from: *const f32, lanes: usize) -> V::F {
+pub(super) unsafe fn some<V: Lanes>(from: *const f32, lanes: usize) -> V::F {
     // SAFETY: the caller's.
     unsafe {
         match lanes {
             0 => V::splat(0.0),
             LANES => V::load(from),
             lanes => V::load_first(from, lanes),
+        }
+    }
+}
+
+/// Writes so many of the numbers.
+///
+/// # Safety
+/// There is room for them, and the level is there.
+#[inline(always)]
+pub(super) unsafe fn put<V: Lanes>(to: *mut f32, x: V::F, lanes: usize) {
+    // SAFETY: the caller's.
+    unsafe {
+        match lanes {
+            0 => {}
+            LANES => V::store(to, x),
+            lanes => V::store_first(to, x, lanes),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::lanes::Lanes;
-use super::tile::Bounds;
+use super::tile::{Bounds, put, some};
 use super::{Kernel, LANES, Level, affine};
 use crate::backend::dense::{Activation, Window};
 use crate::pool::Strip;
@@ -332,16 +332,4 @@ struct At {
     /// Of those that are held.
     channel: usize,
     lanes: usize,
-}
-
-#[inline(always)]
-unsafe fn some<V: Lanes>(from: *const f32, lanes: usize) -> V::F {
-    // SAFETY: the caller's pointer is valid for so many numbers.
-    unsafe { if lanes == LANES { V::load(from) } else { V::load_first(from, lanes) } }
-}
-
-#[inline(always)]
-unsafe fn put<V: Lanes>(to: *mut f32, x: V::F, lanes: usize) {
-    // SAFETY: the caller's pointer is valid for so many numbers.
-    unsafe { if lanes == LANES { V::store(to, x) } else { V::store_first(to, x, lanes) } }
 }
