@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::brains::{SIDE, SQUARE};
 use super::lanes::Lanes;
 use super::rows::{load, store};
-use super::tile::Begin;
+use super::tile::{Begin, Bounds};
 use super::{Kernel, LANES, Level};
 use crate::backend::dense::Activation;
 use crate::pool::Strip;
@@ -88,6 +88,11 @@ impl Finish<'_> {
     pub fn part(self, columns: Range<usize>) -> Self {
         Finish { bias: if self.bias.is_empty() { self.bias } else { &self.bias[columns] }, ..self }
     }
+}
+
+/// What is left to follow sums that were written within their bounds, with their biases.
+pub(super) fn follow(level: Level, then: Finish<'_>, x: &mut Strip<'_>) {
+    activate(level, Bounds::of(then.activation).1, x);
 }
 
 /// Writes sums, rows of 32 of which `out` is the first columns, and what follows them.

@@ -11,7 +11,7 @@ use super::arena::{Arena, Use};
 use super::lanes::Lanes;
 use super::panel::byte_at;
 use super::rows::load;
-use super::tile::{Bounds, Outputs, Tile, tile_width};
+use super::tile::{Outputs, Tile, tile_width};
 use super::{Kernel, LANES, Level};
 use crate::Error;
 use crate::backend::{Matrix, each_row};
@@ -202,11 +202,11 @@ pub fn multiply(
         digits: weights.digits[first * (cells - 1) * PANEL_CELL..].as_ptr(),
         scales: &weights.scales[outputs.start..],
         sums: &weights.sums[outputs.start..],
-        outputs: Outputs::of(out, rows, outputs.len(), then.begin).until(then),
+        outputs: Outputs::of(out, rows, outputs.len(), then),
     };
     // SAFETY: the assertions above: `inputs` holds rows * cells, and the panels' bytes follow `digits`.
     unsafe { level.run(product) };
-    affine::activate(level, Bounds::of(then.activation).1, out);
+    affine::follow(level, then, out);
 }
 
 /// A product as the kernels see it, from its first output on.

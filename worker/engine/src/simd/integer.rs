@@ -9,7 +9,7 @@ use super::digits::Digits;
 use super::lanes::Lanes;
 use super::linear::{SCRATCH, Scratch};
 use super::panel::{BLOCK, LAYOUTS, Layout, Panels};
-use super::tile::{Bounds, Outputs, Tile};
+use super::tile::{Outputs, Tile};
 use super::{Kernel, LANES, Level};
 use crate::pool::Strip;
 
@@ -46,7 +46,7 @@ pub fn multiply(
         rows,
         blocks,
         weights: weights.bytes()[panels.start * weights.panel_bytes()..].as_ptr(),
-        outputs: Outputs::of(out, rows, outputs, then.begin).until(then),
+        outputs: Outputs::of(out, rows, outputs, then),
         unpacked: scratch.as_mut_ptr().cast(),
     };
     if outputs == 0 || rows == 0 {
@@ -60,7 +60,7 @@ pub fn multiply(
             _ => panic!("numbers of one byte or two"),
         }
     }
-    affine::activate(level, Bounds::of(then.activation).1, out);
+    affine::follow(level, then, out);
 }
 
 /// A product as the kernels see it: pointers and sizes.

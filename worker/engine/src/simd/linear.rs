@@ -7,7 +7,7 @@
 use super::affine::{self, Finish};
 use super::lanes::Lanes;
 use super::panel::{BLOCK, LAYOUTS, Layout, Panels};
-use super::tile::{Bounds, Outputs, Tile, tile_width};
+use super::tile::{Outputs, Tile, tile_width};
 use super::{Kernel, LANES, Level};
 use crate::pool::Strip;
 
@@ -79,7 +79,7 @@ pub fn multiply(
         columns,
         weights: weights.bytes()[panels.start * weights.panel_bytes()..].as_ptr(),
         panel_bytes: weights.panel_bytes(),
-        outputs: Outputs::of(out, input.rows, outputs, then.begin).until(then),
+        outputs: Outputs::of(out, input.rows, outputs, then),
         unpacked: scratch.as_mut_ptr(),
     };
     // SAFETY: the assertions above: `x` holds rows * columns, the panels' bytes follow `weights`, `out` has `outputs`
@@ -97,7 +97,7 @@ pub fn multiply(
             Layout::SplitBytes => level.run(Of::<{ Layout::SplitBytes as usize }>(product)),
         }
     }
-    affine::activate(level, Bounds::of(then.activation).1, out);
+    affine::follow(level, then, out);
 }
 
 /// A product as the kernels see it: pointers and sizes.

@@ -84,22 +84,16 @@ pub(super) struct Outputs {
 }
 
 impl Outputs {
-    /// # Panics
-    /// When the strip has no room for `rows` by `columns`.
-    pub(super) fn of(strip: &mut Strip<'_>, rows: usize, columns: usize, begin: Begin) -> Outputs {
-        assert!(strip.rows() >= rows && strip.columns() >= columns, "outputs have room");
-        let (bias, bounds) = (std::ptr::null(), Bounds::NONE);
-        Outputs { out: strip.as_mut_ptr(), stride: strip.stride(), columns, begin, bias, bounds }
-    }
-
-    /// The same, where the biases of `then` are added in the end, within its bounds.
+    /// Those whose sums begin, and end within the bounds and with the biases, as `then` says.
     ///
     /// # Panics
-    /// When there is not a bias for each column, nor none.
-    pub(super) fn until(self, then: Finish<'_>) -> Outputs {
-        assert!(then.bias.is_empty() || then.bias.len() == self.columns, "a bias for each column");
+    /// When the strip has no room for `rows` by `columns`, or there is neither a bias for each column nor none.
+    pub(super) fn of(strip: &mut Strip<'_>, rows: usize, columns: usize, then: Finish<'_>) -> Outputs {
+        assert!(strip.rows() >= rows && strip.columns() >= columns, "outputs have room");
+        assert!(then.bias.is_empty() || then.bias.len() == columns, "a bias for each column");
         let bias = if then.bias.is_empty() { std::ptr::null() } else { then.bias.as_ptr() };
-        Outputs { bias, bounds: Bounds::of(then.activation).0, ..self }
+        let bounds = Bounds::of(then.activation).0;
+        Outputs { out: strip.as_mut_ptr(), stride: strip.stride(), columns, begin: then.begin, bias, bounds }
     }
 
     /// Those of some of the columns of weights: only the first begin anew, and something follows only the last.
