@@ -299,7 +299,7 @@ impl Depthwise<'_> {
         let (width, wide) = (self.window.size.1, self.picture.channels.len());
         // Before the picture, it is beyond its end.
         let first = (at.place * S).wrapping_sub(self.window.padding.columns.0);
-        // SAFETY: taps are inside; no more lanes are touched than there are.
+        // SAFETY: rows and taps are inside, and columns are, or zeros are read; no more lanes are touched than there are.
         unsafe {
             let mut sums = [V::splat(0.0); P];
             for y in 0..at.rows.count {
