@@ -158,11 +158,6 @@ impl Lanes for Ymm {
         unsafe { (_mm256_sub_epi32(a.0, b.0), _mm256_sub_epi32(a.1, b.1)) }
     }
     #[inline(always)]
-    unsafe fn shift_byte(x: Self::U) -> Self::U {
-        // SAFETY: see the head of this block.
-        unsafe { (_mm256_slli_epi32::<8>(x.0), _mm256_slli_epi32::<8>(x.1)) }
-    }
-    #[inline(always)]
     unsafe fn from_i32(x: Self::U) -> Pair {
         // SAFETY: see the head of this block.
         unsafe { (_mm256_cvtepi32_ps(x.0), _mm256_cvtepi32_ps(x.1)) }

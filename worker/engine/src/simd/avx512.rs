@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::digits::UNSIGNED;
 use super::lanes::Lanes;
 use super::{Kernel, LANES};
 
@@ -42,7 +43,7 @@ impl Lanes for Zmm {
     type U = __m512i;
     const ACCUMULATORS: usize = 24;
     const DIRECT_TOKENS: usize = 8;
-    const BYTES_CENTRE: i32 = 128;
+    const BYTES_CENTRE: i32 = UNSIGNED;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m512 {
@@ -125,11 +126,6 @@ impl Lanes for Zmm {
     unsafe fn sub_u32(a: __m512i, b: __m512i) -> __m512i {
         // SAFETY: see the head of this block.
         unsafe { _mm512_sub_epi32(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn shift_byte(x: __m512i) -> __m512i {
-        // SAFETY: see the head of this block.
-        unsafe { _mm512_slli_epi32::<8>(x) }
     }
     #[inline(always)]
     unsafe fn from_i32(x: __m512i) -> __m512 {

@@ -1,11 +1,10 @@
 //! Matrix products of digits with packed integers.
 //!
-//! Sums within a block are of integers, and so exact, those of both bytes of a number together; blocks are added in
-//! order, by fused multiply-adds. A row's result therefore depends on neither the rows beside it, nor the tile, the
-//! level or the number of threads.
+//! Sums within a plane of a block are of integers, and so exact; planes are added in order, by fused multiply-adds. A
+//! row's result therefore depends on neither the rows beside it, nor the tile, the level or the number of threads.
 
 use super::affine::{self, Finish};
-use super::digits::Digits;
+use super::digits::{Digits, UNSIGNED};
 use super::lanes::Lanes;
 use super::linear::{SCRATCH, Scratch};
 use super::panel::{BLOCK, LAYOUTS, Layout, Panels};
@@ -225,9 +224,54 @@ impl<const LAYOUT: usize, const PLANES: usize> Of<LAYOUT, PLANES> {
         T
     }
 
-    /// Adds the products of a block, whose integers are in `body`.
+    /// Adds the products of a block, whose integers are in `body`: of upper bytes together, and of the lower ones row by
+    /// row, since few rows have any.
     #[inline(always)]
     unsafe fn block<V: Lanes, const T: usize, const P: usize, const BYTES: bool>(
+        block: ([*const u8; P], [*const u32; P]),
+        x: [*const Digits; T],
+        sums: &mut [[V::F; P]; T],
+    ) {
+        // SAFETY: the caller's; where a plane says that there is more, another follows it.
+        unsafe {
+            Self::plane::<V, T, P, BYTES>(block, x, sums);
+            let mut more = false;
+            for t in 0..T {
+                more |= PLANES > 1 && (*x[t]).more;
+            }
+            if more {
+                const { assert!(T <= 6, "every row's turn comes below") };
+                Self::lowers::<V, T, P, BYTES, 0>(block, &x, sums);
+                Self::lowers::<V, T, P, BYTES, 1>(block, &x, sums);
+                Self::lowers::<V, T, P, BYTES, 2>(block, &x, sums);
+                Self::lowers::<V, T, P, BYTES, 3>(block, &x, sums);
+                Self::lowers::<V, T, P, BYTES, 4>(block, &x, sums);
+                Self::lowers::<V, T, P, BYTES, 5>(block, &x, sums);
+            }
+        }
+    }
+
+    /// Adds the products of the lower bytes of row `ROW`, if there is one and it has any. The row is a constant: sums that
+    /// are indexed by a loop of so much would leave their registers.
+    #[inline(always)]
+    unsafe fn lowers<V: Lanes, const T: usize, const P: usize, const BYTES: bool, const ROW: usize>(
+        block: ([*const u8; P], [*const u32; P]),
+        x: &[*const Digits; T],
+        sums: &mut [[V::F; P]; T],
+    ) {
+        // SAFETY: the caller's.
+        unsafe {
+            if ROW < T && (*x[ROW]).more {
+                let mut own = [sums[ROW]];
+                Self::plane::<V, 1, P, BYTES>(block, [x[ROW].add(1)], &mut own);
+                [sums[ROW]] = own;
+            }
+        }
+    }
+
+    /// Adds the products of a plane of each row.
+    #[inline(always)]
+    unsafe fn plane<V: Lanes, const T: usize, const P: usize, const BYTES: bool>(
         (weights, body): ([*const u8; P], [*const u32; P]),
         x: [*const Digits; T],
         sums: &mut [[V::F; P]; T],
@@ -235,119 +279,94 @@ impl<const LAYOUT: usize, const PLANES: usize> Of<LAYOUT, PLANES> {
         let layout = LAYOUTS[LAYOUT];
         // SAFETY: each of `weights` is a whole block of the layout.
         unsafe {
-            let mut more = false;
-            for t in 0..T {
-                more |= PLANES > 1 && (*x[t]).more;
-            }
-            // What describes the numbers lies in the last plane that is read.
-            let of = x.map(|x| x.add(usize::from(more)));
             let halves = weights.map(|panel| panel.cast::<u16>());
             let singles = weights.map(|panel| panel.cast::<f32>());
             let single = |place: usize| singles.map(|panel| V::load(panel.add(place)));
+            let signed = V::BYTES_CENTRE == 0;
+            let whole = |x: &Digits| if signed { 0 } else { x.begin };
+            let half = |x: &Digits, half: usize| if signed { 0 } else { -UNSIGNED * x.halves[half] };
             match layout {
                 Layout::Nibbles => {
-                    let dots = Self::nibbles::<V, T, P, BYTES>(body, (x, more), 0);
-                    add::<V, T, P>(dots, of, halves.map(|h| V::load_f16(h)), sums);
-                    add_minima::<V, T, P>(halves.map(|h| V::load_f16(h.add(LANES))), of, sums);
+                    let dots = Self::nibbles::<V, T, P, BYTES>(body, x, |_| 0);
+                    add::<V, T, P>(dots, x, halves.map(|h| V::load_f16(h)), sums);
+                    add_minima::<V, T, P>(halves.map(|h| V::load_f16(h.add(LANES))), x, sums);
                 }
                 Layout::WideNibbles => {
-                    let dots = Self::nibbles::<V, T, P, BYTES>(body, (x, more), 0);
-                    add::<V, T, P>(dots, of, single(0), sums);
-                    add_minima::<V, T, P>(single(LANES), of, sums);
+                    let dots = Self::nibbles::<V, T, P, BYTES>(body, x, |_| 0);
+                    add::<V, T, P>(dots, x, single(0), sums);
+                    add_minima::<V, T, P>(single(LANES), x, sums);
                 }
                 Layout::CentredNibbles => {
-                    let dots = Self::nibbles::<V, T, P, BYTES>(body, (x, more), CENTRE);
-                    add::<V, T, P>(dots, of, halves.map(|h| V::load_f16(h)), sums);
+                    let dots = Self::nibbles::<V, T, P, BYTES>(body, x, |x| x.begin / (UNSIGNED / CENTRE));
+                    add::<V, T, P>(dots, x, halves.map(|h| V::load_f16(h)), sums);
                 }
                 Layout::Bytes => {
-                    let dots = Self::bytes::<V, T, P, _>(body, (x, more), [0, 1]);
-                    add::<V, T, P>(dots, of, halves.map(|h| V::load_f16(h)), sums);
+                    let dots = Self::bytes::<V, T, P, _>(body, (x, whole), [0, 1]);
+                    add::<V, T, P>(dots, x, halves.map(|h| V::load_f16(h)), sums);
                 }
                 Layout::WideBytes => {
-                    let dots = Self::bytes::<V, T, P, _>(body, (x, more), [0, 1]);
-                    add::<V, T, P>(dots, of, single(0), sums);
-                    add_minima::<V, T, P>(single(LANES), of, sums);
+                    let dots = Self::bytes::<V, T, P, _>(body, (x, whole), [0, 1]);
+                    add::<V, T, P>(dots, x, single(0), sums);
+                    add_minima::<V, T, P>(single(LANES), x, sums);
                 }
                 _ => {
-                    add::<V, T, P>(Self::bytes::<V, T, P, _>(body, (x, more), [0]), of, single(0), sums);
-                    add::<V, T, P>(Self::bytes::<V, T, P, _>(body, (x, more), [1]), of, single(LANES), sums);
+                    add::<V, T, P>(Self::bytes::<V, T, P, _>(body, (x, |x| half(x, 0)), [0]), x, single(0), sums);
+                    add::<V, T, P>(Self::bytes::<V, T, P, _>(body, (x, |x| half(x, 1)), [1]), x, single(LANES), sums);
                 }
             }
         }
     }
 
-    /// Each lane's 32 nibbles, less `centre`, times the numbers of each row, of one plane or `more`.
+    /// Each lane's 32 nibbles times the digits of each row, and what that is added to.
     #[inline(always)]
     unsafe fn nibbles<V: Lanes, const T: usize, const P: usize, const BYTES: bool>(
         body: [*const u32; P],
-        (x, more): ([*const Digits; T], bool),
-        centre: i32,
+        x: [*const Digits; T],
+        from: impl Fn(&Digits) -> i32,
     ) -> [[V::U; P]; T] {
         // SAFETY: the caller's block.
         unsafe {
-            let mut dots = [[V::splat_u32(0); P]; T];
+            let mut dots = begin::<V, T, P>(x, from);
             V::dot_nibbles::<T, P, BYTES>(body, x.map(|x| digits(x)), &mut dots);
-            if more {
-                count_uppers::<V, T, P>(&mut dots);
-                V::dot_nibbles::<T, P, BYTES>(body, x.map(|x| digits(x.add(1))), &mut dots);
-            }
-            if centre != 0 {
-                let sum = |x: &Digits| x.halves[0] + x.halves[1];
-                take::<V, T, P>(x.map(|x| centre * sum(&*x.add(usize::from(more)))), &mut dots);
-            }
             dots
         }
     }
 
-    /// Each lane's signed bytes of some halves of the block times the numbers of each row, of one plane or `more`.
+    /// Each lane's signed bytes of some halves of the block times the digits of each row, and what that is added to.
     #[inline(always)]
     unsafe fn bytes<V: Lanes, const T: usize, const P: usize, const N: usize>(
         body: [*const u32; P],
-        (x, more): ([*const Digits; T], bool),
+        (x, from): ([*const Digits; T], impl Fn(&Digits) -> i32),
         halves: [usize; N],
     ) -> [[V::U; P]; T] {
         // SAFETY: the caller's block, which has two halves.
         unsafe {
-            let mut dots = [[V::splat_u32(0); P]; T];
+            let mut dots = begin::<V, T, P>(x, from);
             for half in halves {
                 let body = body.map(|body| body.add(half * HALF));
                 V::dot_bytes(body, x.map(|x| digits(x).add(half * LANES)), &mut dots);
-            }
-            if more {
-                count_uppers::<V, T, P>(&mut dots);
-                for half in halves {
-                    let body = body.map(|body| body.add(half * HALF));
-                    V::dot_bytes(body, x.map(|x| digits(x.add(1)).add(half * LANES)), &mut dots);
-                }
-            }
-            if V::BYTES_CENTRE != 0 {
-                let sum = |x: &Digits| halves.iter().map(|half| x.halves[*half]).sum::<i32>();
-                take::<V, T, P>(x.map(|x| V::BYTES_CENTRE * sum(&*x.add(usize::from(more)))), &mut dots);
             }
             dots
         }
     }
 }
 
-/// What the upper bytes gave counts as much more when the lower follow.
+/// Sums that begin at what is said of each row.
 #[inline(always)]
-unsafe fn count_uppers<V: Lanes, const T: usize, const P: usize>(dots: &mut [[V::U; P]; T]) {
-    for t in 0..T {
-        for p in 0..P {
-            // SAFETY: the caller's level.
-            dots[t][p] = unsafe { V::shift_byte(dots[t][p]) };
+unsafe fn begin<V: Lanes, const T: usize, const P: usize>(
+    x: [*const Digits; T],
+    from: impl Fn(&Digits) -> i32,
+) -> [[V::U; P]; T] {
+    // SAFETY: the caller's inputs.
+    unsafe {
+        let mut dots = [[V::splat_u32(0); P]; T];
+        for t in 0..T {
+            let first = V::splat_u32(from(&*x[t]).cast_unsigned());
+            for p in 0..P {
+                dots[t][p] = first;
+            }
         }
-    }
-}
-
-/// Takes a number of each row from its sums.
-#[inline(always)]
-unsafe fn take<V: Lanes, const T: usize, const P: usize>(less: [i32; T], dots: &mut [[V::U; P]; T]) {
-    for t in 0..T {
-        for p in 0..P {
-            // SAFETY: the caller's level.
-            dots[t][p] = unsafe { V::sub_u32(dots[t][p], V::splat_u32(less[t].cast_unsigned())) };
-        }
+        dots
     }
 }
 

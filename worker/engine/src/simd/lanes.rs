@@ -38,8 +38,6 @@ pub(super) trait Lanes: Copy {
     unsafe fn byte(x: Self::U, column: usize) -> Self::F;
     unsafe fn splat_u32(x: u32) -> Self::U;
     unsafe fn sub_u32(a: Self::U, b: Self::U) -> Self::U;
-    /// `x * 256`, wrapping.
-    unsafe fn shift_byte(x: Self::U) -> Self::U;
     /// The nearest numbers to signed integers.
     unsafe fn from_i32(x: Self::U) -> Self::F;
     /// Asks for a cache line that will be read.
@@ -233,10 +231,6 @@ impl Lanes for Portable {
     #[inline(always)]
     unsafe fn sub_u32(a: Self::U, b: Self::U) -> Self::U {
         std::array::from_fn(|lane| a[lane].wrapping_sub(b[lane]))
-    }
-    #[inline(always)]
-    unsafe fn shift_byte(x: Self::U) -> Self::U {
-        x.map(|x| x << 8)
     }
     #[inline(always)]
     unsafe fn from_i32(x: Self::U) -> Self::F {
