@@ -3,6 +3,7 @@
 //! Cuts every operation into parts for the threads and leaves the arithmetic to [`simd`](crate::simd). However it is
 //! cut, a row's result is the same to the last bit, alone or in any company.
 
+mod blocks;
 mod dense;
 mod inputs;
 mod layer;
@@ -29,6 +30,7 @@ use crate::simd::brains::Unit;
 use crate::simd::linear::Scratch;
 use crate::simd::tile::Begin;
 use crate::simd::{LANES, Level, rows};
+use blocks::Blocks;
 use inputs::{ROWS_ALONE, Room, Together};
 
 /// Tokens looked at, over all rows, below which attention is faster on one thread.
@@ -41,7 +43,7 @@ pub struct Cpu {
     pool: Pool,
     locals: Vec<Local>,
     step: Step,
-    blocks: dense::Blocks,
+    blocks: Blocks,
     weights: Weights,
     activations: Activations,
     /// What multiplies many rows, where it is not vector registers.
@@ -91,7 +93,7 @@ impl Cpu {
     pub fn new(level: Level, threads: usize, limits: StepLimits) -> Cpu {
         let pool = Pool::new(threads);
         let locals = (0..pool.threads()).map(|_| Local::default()).collect();
-        let (step, blocks) = (Step::new(limits), dense::Blocks::default());
+        let (step, blocks) = (Step::new(limits), Blocks::default());
         let (weights, activations) = (Weights::Stored, Activations::F32);
         Cpu { level, pool, locals, step, blocks, weights, activations, unit: None, room: Room::default() }
     }

@@ -11,8 +11,8 @@ use super::tile::{Outputs, Tile, tile_width};
 use super::{Kernel, LANES, Level};
 use crate::pool::Strip;
 
-/// Rows of tokens that share one unpacking of the weights; their inputs fit the second-level cache.
-const TOKEN_BLOCK: usize = 128;
+/// Rows that share one reading or unpacking of the weights; their inputs fit the second-level cache.
+pub const BAND_ROWS: usize = 128;
 /// Columns unpacked at a time: a tile's panels of them fit the first-level cache beside its tokens.
 const COLUMN_BLOCK: usize = 4 * BLOCK;
 
@@ -261,8 +261,8 @@ impl<const LAYOUT: usize> Of<LAYOUT> {
         panel: usize,
     ) -> usize {
         let product = self.0;
-        for first in (0..product.rows).step_by(TOKEN_BLOCK) {
-            let rows = TOKEN_BLOCK.min(product.rows - first);
+        for first in (0..product.rows).step_by(BAND_ROWS) {
+            let rows = BAND_ROWS.min(product.rows - first);
             for column in (0..product.columns).step_by(COLUMN_BLOCK) {
                 let columns = COLUMN_BLOCK.min(product.columns - column);
                 let outputs = product.outputs.of_part(column == 0, column + columns == product.columns);

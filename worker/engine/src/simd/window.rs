@@ -62,7 +62,7 @@ pub fn depthwise(
     assert!(last.1.picture + last.1.count <= window.size.1, "windows begin inside the picture");
     assert!(window.kernel.0.min(window.size.0) <= picture.rows, "rows under the kernel");
     let Filter { kernel, bias, activation } = filter;
-    let ((bounds, then), some) = (Bounds::of(activation), picture.channels.clone());
+    let ((bounds, then), part) = (Bounds::of(activation), picture.channels.clone());
     let work = Depthwise { picture, kernel, bias, bounds, window, rows, places, channels, out: &mut *out };
     // SAFETY: taps lie inside the picture and the kernel, whose sizes were checked.
     unsafe {
@@ -74,7 +74,7 @@ pub fn depthwise(
             _ => level.run(Of::<0, 0>(work)),
         }
     }
-    affine::activate(level, then, &mut Strip::whole(out, channels).part(some));
+    affine::activate(level, then, &mut Strip::whole(out, channels).part(part));
 }
 
 /// The window of one place as a row, (kernel y, kernel x, channels): zeros where it lies outside the picture.

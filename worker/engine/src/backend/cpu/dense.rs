@@ -10,7 +10,7 @@ use crate::backend::dense::{
 use crate::backend::{Backend, Epilogue, Matrix};
 use crate::pool::Strip;
 use crate::simd::affine::Finish;
-use crate::simd::attend::{self, Growth, Look, QUERIES, Rows};
+use crate::simd::attend::{self, Growth, Look, Rows};
 use crate::simd::tile::Begin;
 use crate::simd::window::{Filter, Ring, depthwise, unfold};
 use crate::simd::{Level, affine};
@@ -23,45 +23,6 @@ const FILTER_ROWS: usize = 8;
 
 /// Windows that one thread unfolds at a time, at most.
 const UNFOLDED: usize = 256;
-
-/// Queries of spans, cut into what is computed together: kept from call to call for its memory.
-#[derive(Debug, Default)]
-pub(super) struct Blocks {
-    pub(super) rows: Vec<Range<usize>>,
-    /// The span of each.
-    spans: Vec<usize>,
-}
-
-impl Blocks {
-    fn cut(&mut self, spans: &[Span]) {
-        self.rows.clear();
-        self.spans.clear();
-        for (index, span) in spans.iter().enumerate() {
-            for first in span.queries.clone().step_by(QUERIES) {
-                self.rows.push(first..span.queries.end.min(first + QUERIES));
-                self.spans.push(index);
-            }
-        }
-    }
-
-    /// So many strips of whole rows of every picture's `places`.
-    pub(super) fn cut_pictures(&mut self, pictures: usize, (height, width): (usize, usize), strips: usize) {
-        self.rows.clear();
-        for picture in 0..pictures {
-            let row = |strip: usize| (picture * height + height * strip / strips) * width;
-            self.rows.extend((0..strips).map(|strip| row(strip)..row(strip + 1)));
-        }
-    }
-
-    /// As many blocks for each thread, equally large but for a unit: at most `most` rows, whole units of them.
-    pub(super) fn cut_rows(&mut self, rows: usize, (most, unit): (usize, usize), threads: usize) {
-        let (blocks, units) = (rows.div_ceil(threads * most) * threads, rows.div_ceil(unit));
-        let first = |block: usize| rows.min(units * block / blocks * unit);
-        let blocks = (0..blocks).map(|block| first(block)..first(block + 1));
-        self.rows.clear();
-        self.rows.extend(blocks.filter(|rows| !rows.is_empty()));
-    }
-}
 
 impl View<'_, Buf> {
     /// Some rows of one head.
@@ -191,7 +152,7 @@ impl Dense for Cpu {
 
     fn attend(&mut self, inputs: Attended<'_, Buf>, spans: &[Span], heads: Heads, mask: Mask, out: &mut Buf) {
         assert_eq!(out.width, heads.count * heads.width, "all heads side by side");
-        self.blocks.cut(spans);
+        self.blocks.cut_spans(spans);
         let (level, blocks, width) = (self.level, &self.blocks, out.width);
         let out = (out.begin_rows(inputs.queries.rows.rows), width);
         self.pool.tiles(out, (&blocks.rows, heads.width, 1), &mut self.locals, |local, (block, head), out| {

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::blocks::equal;
 use super::inputs::{Alone, Form, Inputs, Room};
 use super::weight::{Packed, Weight};
 use super::{Cpu, Local};
@@ -74,10 +75,9 @@ impl Layer<'_> {
         self.weight.multiply(self.level, inputs, (outputs, self.then), (out, scratch));
     }
 
-    /// Rows cut into as few bands as may be, equally large.
+    /// Rows cut into as few bands as may be.
     fn bands(&self, rows: usize) -> impl Iterator<Item = Range<usize>> + use<> {
         let (most, unit) = self.weight.block();
-        let size = rows.div_ceil(rows.div_ceil(most).max(1)).next_multiple_of(unit).max(1);
-        (0..rows).step_by(size).map(move |first| first..rows.min(first + size))
+        equal(rows, rows.div_ceil(most), unit)
     }
 }

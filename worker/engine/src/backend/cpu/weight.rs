@@ -10,14 +10,12 @@ use crate::simd::affine::Finish;
 use crate::simd::brains::{SIDE, Tiles, Unit};
 use crate::simd::bytes::Bytes;
 use crate::simd::digits::Planes;
-use crate::simd::linear::{Input, Scratch};
+use crate::simd::linear::{BAND_ROWS, Input, Scratch};
 use crate::simd::panel::{BLOCK, Panels};
 use crate::simd::{Level, brains, bytes, integer, linear};
 
 /// Brain floats of inputs that stay in the second-level cache while all weights pass them.
 const BAND: usize = 512 << 10;
-/// Rows that share one reading of the weights, which may not fit the second-level cache.
-const BAND_ROWS: usize = 128;
 /// What bands are a multiple of, so that tiles are whole.
 const TILE_ROWS: usize = 8;
 /// Rows from which on each thread has enough for good tiles.
