@@ -44,6 +44,8 @@ pub enum Phase {
 pub struct Delivery {
     /// What the queue says of it.
     pub info: Info,
+    /// Which of the worker's lanes it came from.
+    pub lane: usize,
     /// Which of the worker's models its lane belongs to.
     pub model: usize,
     /// The job, or why it cannot be read.
@@ -128,7 +130,7 @@ impl Lease {
 impl Delivery {
     /// Reads a message of a lane. `None` when it is none: without an ack subject nobody can be told anything.
     #[must_use]
-    pub fn read(bus: &Bus, message: Message, model: usize) -> Option<Delivery> {
+    pub fn read(bus: &Bus, message: Message, (lane, model): (usize, usize)) -> Option<Delivery> {
         let ack = message.reply.clone()?;
         let message = jetstream::Message { message, context: bus.js.clone() };
         let info = message.info().ok().map(|info| Info {
@@ -141,6 +143,7 @@ impl Delivery {
         let lease = Lease::new(ack, info.delivered, turn);
         Some(Delivery {
             info,
+            lane,
             model,
             job,
             body: message.payload.clone(),

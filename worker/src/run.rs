@@ -278,7 +278,7 @@ impl Work {
     }
 
     fn delivery(&mut self, lane: usize, message: Message, now: Instant) {
-        let Some(delivery) = Delivery::read(&self.worker.bus, message, self.sources[lane].model) else {
+        let Some(delivery) = Delivery::read(&self.worker.bus, message, (lane, self.sources[lane].model)) else {
             return tracing::warn!("a message without an ack subject");
         };
         self.refusals.remove(&lane);

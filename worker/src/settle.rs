@@ -26,13 +26,12 @@
 //!
 //! Of a pipeline this is the end of the last job, and of a step that failed; what a step gave goes to [`step`].
 
+mod acks;
 mod step;
 
 use std::time::{Duration, Instant};
 
-use async_nats::client::Request;
 use async_nats::jetstream::AckKind;
-use bytes::Bytes;
 use protocol::answer::{Answer, Usage};
 use protocol::header::{self, Headers};
 use protocol::job::{Job, Turn};
@@ -42,6 +41,9 @@ use protocol::token::Token;
 use protocol::{ErrorCode, Refusal, WIRE_VERSION, reply};
 use runtime::records::Stored;
 use runtime::{clock, records};
+
+pub use acks::Acks;
+use acks::Heard;
 
 use crate::delivery::{Delivery, Phase};
 use crate::metrics;
@@ -56,8 +58,7 @@ const SESSION_DELAY: Duration = Duration::from_secs(1);
 /// How often a full stream is tried, and when a delivery that found it full comes again at the earliest.
 const FULL_TRIES: u32 = 5;
 const FULL_DELAY: Duration = Duration::from_secs(10);
-/// How long one answer to an ack is waited for, and how often it is asked for.
-const ACK_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often an ack is told.
 const ACK_TRIES: u32 = 3;
 /// How long final frames may take to leave.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -329,13 +330,17 @@ async fn nak(worker: &Worker, delivery: &Delivery, delay: Duration) {
     }
 }
 
-/// Acks and waits for the server's word. Without it the job comes again, and ends as it did.
+/// Acks and waits for the server's word, with others of the lane at first. Without it the job comes again, and ends as it
+/// did.
 async fn ack(worker: &Worker, delivery: &Delivery) {
     for attempt in 0..ACK_TRIES {
-        let request = Request::new().payload(Bytes::from_static(b"+ACK")).timeout(Some(ACK_TIMEOUT));
-        match worker.bus.client.send_request(delivery.ack_subject(), request).await {
-            Ok(_) => return,
-            Err(error) => tracing::debug!(%error, "no answer to an ack"),
+        let to = delivery.ack_subject();
+        let heard = match attempt {
+            0 => worker.now.acks.tell(&worker.bus, delivery.lane, to).await,
+            _ => acks::tell_alone(&worker.bus, to).await,
+        };
+        if heard == Heard::Surely {
+            return;
         }
         tokio::time::sleep(clock::backoff(attempt, RETRY.0, RETRY.1)).await;
     }

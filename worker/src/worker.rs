@@ -14,6 +14,7 @@ use crate::delivery::Hand;
 use crate::heard::Heard;
 use crate::model::Model;
 use crate::reader::Reader;
+use crate::settle::Acks;
 
 /// A worker's parts; shared by its tasks.
 pub struct Worker {
@@ -46,6 +47,8 @@ pub struct Now {
     pub hand: Arc<Hand>,
     /// Jobs that ended elsewhere. Written by the run loop, read by admission.
     pub heard: Heard,
+    /// Acks of what has ended.
+    pub acks: Acks,
     /// With whom its jobs compute.
     pub company: Company,
     /// An engine makes no steps: nothing more is pulled. Written by the heart, read by the run loop.
