@@ -53,7 +53,6 @@ pub struct Responses {
 }
 
 struct Scripts {
-    enter: Script,
     renew: Script,
     release: Script,
 }
@@ -62,7 +61,6 @@ impl Responses {
     /// Does not wait for Redis.
     pub fn new(redis: &Redis) -> Result<Self, Error> {
         let scripts = Scripts {
-            enter: Script::new(include_str!("enter.lua")),
             renew: Script::new(include_str!("renew.lua")),
             release: Script::new(include_str!("release.lua")),
         };
@@ -82,21 +80,48 @@ impl Responses {
             Err(Error::Corrupt(_)) => (Some(Vec::new()), None),
             other => other?,
         };
-        let Some(bytes) = answer else { return held(holder, job) };
+        let Some(bytes) = answer else { return self.held(holder, lease, job).await };
         match rmp_serde::from_slice(&bytes) {
             Ok(answer) => Ok(Found::Answer(Box::new(answer))),
             Err(error) => {
                 tracing::warn!(key, %error, "a cached answer that cannot be read is dropped");
                 let () = self.store.query(redis::cmd("DEL").arg(answer_key(key))).await?;
-                held(self.ask(key, lease, job).await?.1, job)
+                let (_, holder) = self.ask(key, lease, job).await?;
+                self.held(holder, lease, job).await
             }
         }
     }
 
+    /// The answer, and who held the lease; nobody, where it is the asker's now. In this order: whoever finds the lease free
+    /// finds the answer of the last one who had it. A lease that was taken beside an answer lapses, as that of a job that
+    /// gave one does: whoever follows either finds its record.
     async fn ask(&self, key: &str, lease: &str, job: &Token) -> Result<(Option<Vec<u8>>, Option<String>), Error> {
-        let mut enter = self.scripts.enter.key(answer_key(key));
-        enter.key(lease_key(lease)).arg(job.as_str()).arg(clock::millis(LEASE));
-        self.store.run(&enter).await
+        let mut both = redis::pipe();
+        both.cmd("SET")
+            .arg(lease_key(lease))
+            .arg(job.as_str())
+            .arg("NX")
+            .arg("GET")
+            .arg("PX")
+            .arg(clock::millis(LEASE));
+        both.cmd("GET").arg(answer_key(key));
+        let (holder, answer) = self.store.pipe(&both).await?;
+        Ok((answer, holder))
+    }
+
+    /// Who has the lease: the asker, where nobody held it.
+    async fn held(&self, holder: Option<String>, lease: &str, job: &Token) -> Result<Found, Error> {
+        match holder {
+            None => Ok(Found::Lease(Lease::Taken)),
+            Some(own) if own == job.as_str() => {
+                self.renew(lease, job).await?;
+                Ok(Found::Lease(Lease::Taken))
+            }
+            Some(other) => {
+                let job = Token::parse("job", &other).map_err(|refusal| Error::Corrupt(refusal.message))?;
+                Ok(Found::Lease(Lease::Held { job }))
+            }
+        }
     }
 
     /// Stores an answer for about a day.
@@ -119,16 +144,6 @@ impl Responses {
     pub async fn release(&self, key: &str, job: &Token) -> Result<(), Error> {
         self.store.run(self.scripts.release.key(lease_key(key)).arg(job.as_str())).await
     }
-}
-
-/// Who holds the lease, as the script says it.
-fn held(holder: Option<String>, job: &Token) -> Result<Found, Error> {
-    let holder = holder.ok_or_else(|| Error::Corrupt("a lease without a holder".to_owned()))?;
-    if holder == job.as_str() {
-        return Ok(Found::Lease(Lease::Taken));
-    }
-    let job = Token::parse("job", &holder).map_err(|refusal| Error::Corrupt(refusal.message))?;
-    Ok(Found::Lease(Lease::Held { job }))
 }
 
 fn answer_key(key: &str) -> String {
