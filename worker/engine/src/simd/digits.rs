@@ -220,6 +220,12 @@ mod tests {
             let mut planes = [Digits::ZERO; 2];
             digitise(level, &x, Planes::Two, &mut planes);
             assert_eq!(planes[0].scale, UPPER * planes[1].scale);
+            for plane in &planes {
+                let sum = |digits: &[i8]| digits.iter().map(|&digit| i32::from(digit)).sum::<i32>();
+                assert_eq!(plane.halves, [sum(&plane.digits[..LANES]), sum(&plane.digits[LANES..])]);
+                assert_eq!(plane.begin, -128 * sum(&plane.digits));
+                assert_eq!(plane.sum, plane.scale * sum(&plane.digits) as f32);
+            }
             for (at, x) in x.iter().enumerate() {
                 let number: f32 = planes.iter().map(|plane| f32::from(plane.digits[at]) * plane.scale).sum();
                 assert!((x - number).abs() <= planes[1].scale * 1.001, "{x} is {number}");

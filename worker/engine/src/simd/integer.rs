@@ -419,3 +419,37 @@ unsafe fn digits(x: *const Digits) -> *const i8 {
     // SAFETY: the caller's plane; no reference is made.
     unsafe { (&raw const (*x).digits).cast() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Matrix;
+    use crate::backend::dense::Activation;
+    use crate::quant::{Format, quantise};
+    use crate::simd::digits::{Planes, digitise};
+    use crate::simd::tile::Begin;
+
+    #[test]
+    fn what_lies_behind_a_quiet_block_is_not_multiplied() {
+        const COLUMNS: usize = 3 * BLOCK;
+        let number = |i: usize| (i * 7919 % 997) as f32 - 498.0;
+        let x: Vec<f32> = (0..COLUMNS).map(|i| number(i) * [1.0, 9.0, 0.1][i / BLOCK]).collect();
+        let data = quantise(&(0..PAIR * LANES * COLUMNS).map(number).collect::<Vec<_>>());
+        let weights = Panels::pack(&Matrix { format: Format::Q8_0, columns: COLUMNS, data: &data }).unwrap();
+        let then = Finish { begin: Begin::Zero, bias: &[], activation: Activation::None };
+        // As an earlier product leaves the memory.
+        let left = Digits { digits: [7; BLOCK], scale: 1.0, sum: 1.0, halves: [1; 2], begin: 1, more: true };
+        for level in Level::all() {
+            let product = |memory: Digits| {
+                let mut digits = [memory; 6];
+                digitise(level, &x, Planes::Loud, &mut digits);
+                assert_eq!([0, 2, 4].map(|block| digits[block].more), [false, true, false]);
+                let mut out = [0.0; PAIR * LANES];
+                let strip = &mut Strip::whole(&mut out, PAIR * LANES);
+                multiply(level, (&digits, 1), (&weights, 0..PAIR), (then, strip), &mut Scratch::default());
+                out
+            };
+            assert_eq!(product(left), product(Digits::ZERO), "{}", level.name());
+        }
+    }
+}
