@@ -88,6 +88,24 @@ fn unsafe_stands_only_where_the_design_allows_it() {
     );
 }
 
+/// A closure does not have the target features of the kernel it stands in: where the compiler does not inline it, each
+/// instruction becomes a call, and the kernel twenty times as slow.
+#[test]
+fn no_closure_computes_in_registers() {
+    let body = |line: &str| ["(|", "= |"].iter().find_map(|word| line.split_once(word).map(|cut| cut.1.to_owned()));
+    let calls = |body: &str| body.split("V::").skip(1).any(|name| name.starts_with(char::is_lowercase));
+    let computes = |path: &str, line: &str| {
+        let level = path.ends_with("/avx2.rs") || path.ends_with("/avx512.rs");
+        body(line).is_some_and(|body| level || calls(&body) || body.contains("_mm"))
+    };
+    let mut found = Vec::new();
+    for (path, text) in sources(&["worker/engine/src/simd"]) {
+        let lines = production(&text).lines().enumerate().filter(|(_, line)| computes(&path, line));
+        found.extend(lines.map(|(number, line)| format!("{path}:{}: {}", number + 1, line.trim())));
+    }
+    none("closures over registers", &found);
+}
+
 #[test]
 fn only_protocol_subject_writes_subjects() {
     let roots = [

@@ -1,6 +1,7 @@
 //! Sixteen lanes as two AVX2 registers.
 
 use std::arch::x86_64::*;
+use std::hint::black_box;
 
 use super::lanes::Lanes;
 use super::{Kernel, LANES};
@@ -134,8 +135,10 @@ impl Lanes for Ymm {
         // SAFETY: see the head of this block.
         unsafe {
             let shift = _mm_cvtsi32_si128((column % 4 * 8 + column / 4 * 4) as i32);
-            let nibble = |x| _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srl_epi32(x, shift), _mm256_set1_epi32(15)));
-            (nibble(x.0), nibble(x.1))
+            let mask = _mm256_set1_epi32(15);
+            let low = _mm256_and_si256(_mm256_srl_epi32(x.0, shift), mask);
+            let high = _mm256_and_si256(_mm256_srl_epi32(x.1, shift), mask);
+            (_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high))
         }
     }
     #[inline(always)]
@@ -143,8 +146,9 @@ impl Lanes for Ymm {
         // SAFETY: see the head of this block.
         unsafe {
             let shift = _mm_cvtsi32_si128((24 - 8 * column) as i32);
-            let byte = |x| _mm256_cvtepi32_ps(_mm256_srai_epi32::<24>(_mm256_sll_epi32(x, shift)));
-            (byte(x.0), byte(x.1))
+            let low = _mm256_srai_epi32::<24>(_mm256_sll_epi32(x.0, shift));
+            let high = _mm256_srai_epi32::<24>(_mm256_sll_epi32(x.1, shift));
+            (_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high))
         }
     }
     #[inline(always)]
@@ -169,14 +173,11 @@ impl Lanes for Ymm {
     }
     #[inline(always)]
     unsafe fn store_nibbles(to: *mut u32, body: *const u32) {
-        for word in 0..4 {
+        for word in (0..8).step_by(2) {
             // SAFETY: see the head of this block.
             unsafe {
-                for (half, w) in nibbles::<false>(body, word).into_iter().enumerate() {
-                    let to = to.add((2 * word + half) * LANES);
-                    _mm256_storeu_si256(to.cast(), w.0);
-                    _mm256_storeu_si256(to.add(8).cast(), w.1);
-                }
+                store_u32(to.add(word * LANES), nibbles::<false, 0>(body, word));
+                store_u32(to.add((word + 1) * LANES), nibbles::<false, 1>(body, word));
             }
         }
     }
@@ -195,18 +196,10 @@ impl Lanes for Ymm {
         // SAFETY: see the head of this block.
         unsafe {
             let mut shorts = [[Self::splat_u32(0); P]; T];
-            for word in 0..4 {
-                let w = body.map(|body| nibbles::<BYTES>(body, word));
-                for t in 0..T {
-                    for half in 0..2 {
-                        let x = four(x[t].add(8 * word + 4 * half));
-                        for p in 0..P {
-                            let (sum, w) = (&mut shorts[t][p], w[p][half]);
-                            sum.0 = _mm256_add_epi16(sum.0, _mm256_maddubs_epi16(w.0, x));
-                            sum.1 = _mm256_add_epi16(sum.1, _mm256_maddubs_epi16(w.1, x));
-                        }
-                    }
-                }
+            // Were their number known, all words would be unrolled, their products added pairwise, and registers run out.
+            for word in (0..black_box(8)).step_by(2) {
+                add_nibbles::<T, P, BYTES, 0>(body, x, word, &mut shorts);
+                add_nibbles::<T, P, BYTES, 1>(body, x, word, &mut shorts);
             }
             for t in 0..T {
                 for p in 0..P {
@@ -224,17 +217,17 @@ impl Lanes for Ymm {
         sums: &mut [[Self::U; P]; T],
     ) {
         for word in 0..4 {
-            // SAFETY: see the head of this block.
-            unsafe {
-                let w = body.map(|body| Self::load_u32(body.add(word * LANES)));
-                let size = w.map(|w| (_mm256_abs_epi8(w.0), _mm256_abs_epi8(w.1)));
-                for t in 0..T {
-                    let x = four(x[t].add(4 * word));
-                    let product = |size, w| pairs(_mm256_maddubs_epi16(size, _mm256_sign_epi8(x, w)));
-                    for p in 0..P {
-                        let sum = &mut sums[t][p];
-                        sum.0 = _mm256_add_epi32(sum.0, product(size[p].0, w[p].0));
-                        sum.1 = _mm256_add_epi32(sum.1, product(size[p].1, w[p].1));
+            for p in 0..P {
+                // SAFETY: see the head of this block.
+                unsafe {
+                    let w = Self::load_u32(body[p].add(word * LANES));
+                    let size = (_mm256_abs_epi8(w.0), _mm256_abs_epi8(w.1));
+                    for t in 0..T {
+                        let (sum, x) = (&mut sums[t][p], four(x[t].add(4 * word)));
+                        let low = _mm256_maddubs_epi16(size.0, _mm256_sign_epi8(x, w.0));
+                        let high = _mm256_maddubs_epi16(size.1, _mm256_sign_epi8(x, w.1));
+                        sum.0 = _mm256_add_epi32(sum.0, pairs(low));
+                        sum.1 = _mm256_add_epi32(sum.1, pairs(high));
                     }
                 }
             }
@@ -307,6 +300,15 @@ unsafe fn brain(from: *const u16) -> __m256 {
     }
 }
 
+#[inline(always)]
+unsafe fn store_u32(to: *mut u32, x: (__m256i, __m256i)) {
+    // SAFETY: inlined into `run`, where the features are; the caller's pointer is valid for 16 numbers.
+    unsafe {
+        _mm256_storeu_si256(to.cast(), x.0);
+        _mm256_storeu_si256(to.add(8).cast(), x.1);
+    }
+}
+
 /// Four digits in every lane.
 #[inline(always)]
 unsafe fn four(x: *const i8) -> __m256i {
@@ -314,17 +316,40 @@ unsafe fn four(x: *const i8) -> __m256i {
     unsafe { _mm256_set1_epi32(x.cast::<i32>().read_unaligned()) }
 }
 
-/// Eight nibbles of every lane as two words of bytes: of its word `word`, or of two words where they are `BYTES`.
+/// Adds word `word + ODD` of eight, of four nibbles of every lane each, times four digits, in 16 bits.
 #[inline(always)]
-unsafe fn nibbles<const BYTES: bool>(body: *const u32, word: usize) -> [(__m256i, __m256i); 2] {
+unsafe fn add_nibbles<const T: usize, const P: usize, const BYTES: bool, const ODD: usize>(
+    body: [*const u32; P],
+    x: [*const i8; T],
+    word: usize,
+    sums: &mut [[(__m256i, __m256i); P]; T],
+) {
+    // SAFETY: inlined into `run`, where the features are; the caller's blocks hold the words and the digits.
+    unsafe {
+        for p in 0..P {
+            let w = nibbles::<BYTES, ODD>(body[p], word);
+            for t in 0..T {
+                let (sum, x) = (&mut sums[t][p], four(x[t].add(4 * (word + ODD))));
+                sum.0 = _mm256_add_epi16(sum.0, _mm256_maddubs_epi16(w.0, x));
+                sum.1 = _mm256_add_epi16(sum.1, _mm256_maddubs_epi16(w.1, x));
+            }
+        }
+    }
+}
+
+/// Four nibbles of every lane as bytes: word `word + ODD` of eight, of which two lie in one where they are not `BYTES`.
+#[inline(always)]
+unsafe fn nibbles<const BYTES: bool, const ODD: usize>(body: *const u32, word: usize) -> (__m256i, __m256i) {
     // SAFETY: inlined into `run`, where the features are; the caller's block holds the words.
     unsafe {
         if BYTES {
-            return [Ymm::load_u32(body.add(2 * word * LANES)), Ymm::load_u32(body.add((2 * word + 1) * LANES))];
+            return Ymm::load_u32(body.add((word + ODD) * LANES));
         }
-        let (both, mask) = (Ymm::load_u32(body.add(word * LANES)), _mm256_set1_epi8(15));
-        let low = |w| _mm256_and_si256(w, mask);
-        [(low(both.0), low(both.1)), (low(_mm256_srli_epi32::<4>(both.0)), low(_mm256_srli_epi32::<4>(both.1)))]
+        let (mut w, mask) = (Ymm::load_u32(body.add(word / 2 * LANES)), _mm256_set1_epi8(15));
+        if ODD == 1 {
+            w = (_mm256_srli_epi32::<4>(w.0), _mm256_srli_epi32::<4>(w.1));
+        }
+        (_mm256_and_si256(w.0, mask), _mm256_and_si256(w.1, mask))
     }
 }
 
@@ -339,11 +364,17 @@ pub(super) unsafe fn halves(digits: *const i8) -> [i32; 2] {
         // Sums of absolute differences are of unsigned bytes: 128 is added to each, and taken off again.
         let unsigned = _mm256_xor_si256(_mm256_loadu_si256(digits.cast()), _mm256_set1_epi8(-128));
         let eights = _mm256_sad_epu8(unsigned, _mm256_setzero_si256());
-        let half = |eights: __m128i| {
-            _mm_cvtsi128_si32(_mm_add_epi32(eights, _mm_unpackhi_epi64(eights, eights))) - 128 * LANES as i32
-        };
-        [half(_mm256_castsi256_si128(eights)), half(_mm256_extracti128_si256::<1>(eights))]
+        let [first, last] = [_mm256_castsi256_si128(eights), _mm256_extracti128_si256::<1>(eights)];
+        [sum_of_two(first) - 128 * LANES as i32, sum_of_two(last) - 128 * LANES as i32]
     }
+}
+
+/// # Safety
+/// AVX2 is there.
+#[inline(always)]
+unsafe fn sum_of_two(x: __m128i) -> i32 {
+    // SAFETY: the caller's duty.
+    unsafe { _mm_cvtsi128_si32(_mm_add_epi32(x, _mm_unpackhi_epi64(x, x))) }
 }
 
 /// Sums of neighbours of 16 bits.

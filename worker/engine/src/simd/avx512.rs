@@ -162,7 +162,10 @@ impl Lanes for Zmm {
         for word in 0..4 {
             // SAFETY: see the head of this block.
             unsafe {
-                let w = body.map(|body| nibbles::<BYTES>(body, word));
+                let mut w = [[Self::splat_u32(0); 2]; P];
+                for p in 0..P {
+                    w[p] = nibbles::<BYTES>(body[p], word);
+                }
                 for t in 0..T {
                     let (first, last) = (four(x[t].add(8 * word)), four(x[t].add(8 * word + 4)));
                     for p in 0..P {
@@ -183,8 +186,10 @@ impl Lanes for Zmm {
         for word in 0..4 {
             // SAFETY: see the head of this block.
             unsafe {
-                let w =
-                    body.map(|body| _mm512_xor_si512(Self::load_u32(body.add(word * LANES)), _mm512_set1_epi8(-128)));
+                let mut w = [Self::splat_u32(0); P];
+                for p in 0..P {
+                    w[p] = _mm512_xor_si512(Self::load_u32(body[p].add(word * LANES)), _mm512_set1_epi8(-128));
+                }
                 for t in 0..T {
                     let x = four(x[t].add(4 * word));
                     for p in 0..P {

@@ -20,9 +20,13 @@ pub struct Digits {
     pub(super) halves: [i32; 2],
     /// What sums begin at whose weights were made unsigned by [`UNSIGNED`] more.
     pub(super) begin: i32,
-    /// Whether the next plane adds anything. Where it does not, nothing is said of it.
-    pub(super) more: bool,
+    /// How many blocks further the next one is whose second plane adds anything; itself, where this is none. Of other
+    /// blocks' second planes nothing is said.
+    pub(super) ahead: u32,
 }
+
+/// Farther than any block is.
+const NONE: u32 = u32::MAX;
 
 /// What makes signed bytes unsigned.
 pub(super) const UNSIGNED: i32 = 128;
@@ -62,7 +66,13 @@ impl Planes {
 
 impl Digits {
     /// 32 zeros.
-    pub const ZERO: Digits = Digits { digits: [0; BLOCK], scale: 0.0, sum: 0.0, halves: [0; 2], begin: 0, more: false };
+    pub const ZERO: Digits = Digits { digits: [0; BLOCK], scale: 0.0, sum: 0.0, halves: [0; 2], begin: 0, ahead: NONE };
+
+    /// Whether the next plane adds anything.
+    #[inline(always)]
+    pub(super) fn more(&self) -> bool {
+        self.ahead == 0
+    }
 }
 
 /// Writes a row of numbers as digits, its planes side by side for each block.
@@ -118,6 +128,18 @@ impl Kernel for Digitise<'_> {
                 }
             }
         }
+        if self.planes.count() > 1 {
+            link(self.out);
+        }
+    }
+}
+
+/// Tells each block of two planes how far the next one with lower bytes is.
+fn link(row: &mut [Digits]) {
+    let mut ahead = NONE;
+    for upper in row.iter_mut().step_by(2).rev() {
+        ahead = if upper.more() { 0 } else { ahead.saturating_add(1) };
+        upper.ahead = ahead;
     }
 }
 
@@ -138,7 +160,17 @@ unsafe fn greatest<V: Lanes>(x: [V::F; 2]) -> f32 {
 unsafe fn numbers<V: Lanes>(x: [V::F; 2], size: f32, greatest: f32) -> ([V::F; 2], f32) {
     let (scale, inverse) = if size > LEAST { (size / greatest, greatest / size) } else { (0.0, 0.0) };
     // SAFETY: the caller's level.
-    (x.map(|x| unsafe { V::round(V::mul(x, V::splat(inverse))) }), scale)
+    unsafe { (rounded::<V>(x, inverse), scale) }
+}
+
+/// The integers nearest to numbers times a factor.
+#[inline(always)]
+unsafe fn rounded<V: Lanes>(x: [V::F; 2], factor: f32) -> [V::F; 2] {
+    // SAFETY: the caller's level.
+    unsafe {
+        let factor = V::splat(factor);
+        [V::round(V::mul(x[0], factor)), V::round(V::mul(x[1], factor))]
+    }
 }
 
 /// Writes numbers of two bytes, or the upper alone.
@@ -147,14 +179,17 @@ unsafe fn pair<V: Lanes>((x, size): ([V::F; 2], f32), both: bool, (upper, lower)
     // SAFETY: the caller's level.
     unsafe {
         let (numbers, scale) = numbers::<V>(x, size, GREATEST[1]);
-        let uppers = numbers.map(|x| V::round(V::mul(x, V::splat(1.0 / UPPER))));
+        let uppers = rounded::<V>(numbers, 1.0 / UPPER);
         upper.write::<V>((uppers, scale * UPPER));
-        upper.more = both;
+        upper.ahead = if both { 0 } else { NONE };
         if both {
             // A half that was rounded to the even upper byte leaves 128: one too many for a byte.
             let (least, most) = (V::splat(-127.0), V::splat(127.0));
-            let rest = |half: usize| V::fma(uppers[half], V::splat(-UPPER), numbers[half]);
-            let lowers = [V::max(V::min(rest(0), most), least), V::max(V::min(rest(1), most), least)];
+            let mut lowers = numbers;
+            for half in 0..2 {
+                let rest = V::fma(uppers[half], V::splat(-UPPER), numbers[half]);
+                lowers[half] = V::max(V::min(rest, most), least);
+            }
             lower.write::<V>((lowers, scale));
         }
     }
@@ -172,7 +207,7 @@ impl Digits {
         }
         let sum = self.halves[0] + self.halves[1];
         // So small an integer is exact.
-        (self.scale, self.sum, self.begin, self.more) = (scale, scale * sum as f32, -UNSIGNED * sum, false);
+        (self.scale, self.sum, self.begin, self.ahead) = (scale, scale * sum as f32, -UNSIGNED * sum, NONE);
     }
 }
 
@@ -239,7 +274,7 @@ mod tests {
             (0..3 * BLOCK).map(|i| ((i * 7919 % 997) as f32 - 498.0) * [1.0, 9.0, 0.1][i / BLOCK]).collect();
         let mut first = [Digits::ZERO; 6];
         digitise(Level::Scalar, &x, Planes::Loud, &mut first);
-        assert_eq!([first[0].more, first[2].more, first[4].more], [false, true, false]);
+        assert_eq!([first[0].more(), first[2].more(), first[4].more()], [false, true, false]);
         assert_ne!(first[3].digits, [0; BLOCK]);
         for level in Level::all() {
             let mut other = [Digits::ZERO; 6];
@@ -256,7 +291,7 @@ mod tests {
         let loud = |planes| {
             let mut digits = [Digits::ZERO; 16];
             digitise(Level::Scalar, &x, planes, &mut digits);
-            (0..8).filter(|block| digits[2 * block].more).collect::<Vec<_>>()
+            (0..8).filter(|block| digits[2 * block].more()).collect::<Vec<_>>()
         };
         assert_eq!((loud(Planes::Loud), loud(Planes::Loudest)), (vec![1, 3], vec![3]));
     }

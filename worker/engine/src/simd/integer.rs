@@ -1,7 +1,8 @@
 //! Matrix products of digits with packed integers.
 //!
-//! Sums within a plane of a block are of integers, and so exact; planes are added in order, by fused multiply-adds. A
-//! row's result therefore depends on neither the rows beside it, nor the tile, the level or the number of threads.
+//! Sums within a plane of a block are of integers, and so exact; planes are added in order, the first ones of a part of the
+//! blocks before its second ones, by fused multiply-adds. A row's result therefore depends on neither the rows beside it,
+//! nor the tile, the level or the number of threads.
 
 use super::affine::{self, Finish};
 use super::digits::{Digits, UNSIGNED};
@@ -18,7 +19,7 @@ const CENTRE: i32 = 8;
 const HALF: usize = BLOCK / 2 / 4 * LANES;
 /// Panels that share one reading of the inputs where registers suffice.
 const PAIR: usize = 2;
-/// Blocks of a pair of panels that are unpacked at a time.
+/// Blocks of a part: so many of a pair of panels are unpacked at a time.
 const UNPACKED: usize = SCRATCH / (PAIR * 2 * HALF);
 /// Outputs that a strip of a product is best made of.
 pub const STRIP_UNIT: usize = PAIR * LANES;
@@ -126,22 +127,22 @@ struct Part {
 
 impl<const LAYOUT: usize, const PLANES: usize> Of<LAYOUT, PLANES> {
     /// `P` panels, which stay in the first-level cache while all rows pass them, at most `T` together. For many rows
-    /// nibbles become bytes once.
+    /// nibbles become bytes once. Parts are the same for few rows, since the order of sums is.
     #[inline(always)]
     unsafe fn panels<V: Lanes, const T: usize, const P: usize>(self, panel: usize) {
         let Product { rows, blocks, outputs, .. } = self.0;
-        // SAFETY: the product's pointers.
-        unsafe {
-            if rows <= 2 * T || !LAYOUTS[LAYOUT].is_nibbles() {
-                return self.rows::<V, T, P, false>(Part { panel, first: 0, end: blocks }, outputs);
-            }
-            let mut first = 0;
-            while first < blocks {
-                let part = Part { panel, first, end: blocks.min(first + UNPACKED) };
-                self.unpack::<V, P>(part);
-                let outputs = outputs.of_part(first == 0, part.end == blocks);
-                self.rows::<V, T, P, true>(part, outputs);
-                first = part.end;
+        let unpacks = LAYOUTS[LAYOUT].is_nibbles() && rows > 2 * T;
+        for first in (0..blocks).step_by(UNPACKED) {
+            let part = Part { panel, first, end: blocks.min(first + UNPACKED) };
+            let outputs = outputs.of_part(first == 0, part.end == blocks);
+            // SAFETY: the product's pointers.
+            unsafe {
+                if unpacks {
+                    self.unpack::<V, P>(part);
+                    self.rows::<V, T, P, true>(part, outputs);
+                } else {
+                    self.rows::<V, T, P, false>(part, outputs);
+                }
             }
         }
     }
@@ -168,32 +169,45 @@ impl<const LAYOUT: usize, const PLANES: usize> Of<LAYOUT, PLANES> {
         std::array::from_fn(|p| self.0.weights.wrapping_add(((panel + p) * self.0.blocks + block) * bytes))
     }
 
-    /// All rows through a part, whose nibbles are bytes already where `BYTES` says so.
+    /// All rows through a part, whose nibbles are bytes already where `BYTES` says so: their upper bytes in tiles, and
+    /// then the lower ones row by row, since few rows have any.
     #[inline(always)]
     unsafe fn rows<V: Lanes, const T: usize, const P: usize, const BYTES: bool>(self, part: Part, outputs: Outputs) {
+        let rows = self.0.rows;
+        let (uppers, lowers) = (outputs.of_part(true, false), outputs.of_part(false, true));
         let mut row = 0;
-        while row < self.0.rows {
+        while row < rows {
+            let width = if rows - row > 4 { T } else { rows - row };
+            let tile = row..rows.min(row + width);
             // SAFETY: the product's pointers; a tile is as wide as the rows that are left, or repeats the last of them.
             unsafe {
-                row += match self.0.rows - row {
+                let loud = tile.clone().any(|row| self.loud(row, part.first) < part.end);
+                let outputs = if loud { uppers } else { outputs };
+                match width {
                     1 => self.tile::<V, 1, P, BYTES>(row, part, outputs),
                     2 => self.tile::<V, 2, P, BYTES>(row, part, outputs),
                     3 => self.tile::<V, 3, P, BYTES>(row, part, outputs),
-                    left if left > 4 => self.tile::<V, T, P, BYTES>(row, part, outputs),
-                    _ => self.tile::<V, 4, P, BYTES>(row, part, outputs),
-                };
+                    4 => self.tile::<V, 4, P, BYTES>(row, part, outputs),
+                    _ => self.tile::<V, T, P, BYTES>(row, part, outputs),
+                }
+                if loud {
+                    for row in tile {
+                        self.lowers::<V, P, BYTES>(row, part, lowers);
+                    }
+                }
             }
+            row += width;
         }
     }
 
-    /// Returns how many rows it did.
+    /// The first planes of a tile.
     #[inline(always)]
     unsafe fn tile<V: Lanes, const T: usize, const P: usize, const BYTES: bool>(
         self,
         row: usize,
         part: Part,
         outputs: Outputs,
-    ) -> usize {
+    ) {
         let product = self.0;
         let at = Tile { token: row, tokens: T.min(product.rows - row), panel: part.panel };
         // The last rows leave the panels: the next ones are on their way meanwhile.
@@ -201,72 +215,65 @@ impl<const LAYOUT: usize, const PLANES: usize> Of<LAYOUT, PLANES> {
         // SAFETY: the product's pointers; the tile is inside.
         unsafe {
             let mut sums = outputs.sums::<V, T, P>(at);
-            let inputs: [*const Digits; T] =
-                std::array::from_fn(|t| product.inputs.wrapping_add(at.row(t) * product.blocks * PLANES));
+            let inputs: [*const Digits; T] = std::array::from_fn(|t| self.input(at.row(t), 0));
             for block in part.first..part.end {
-                let weights: [*const u8; P] = self.block_of(part.panel, block);
                 if leaving {
                     for next in self.block_of::<P>(part.panel + P, block) {
                         fetch::<V>(next, LAYOUTS[LAYOUT].block_bytes());
                     }
                 }
-                let body: [*const u32; P] = match BYTES {
-                    true => std::array::from_fn(|p| {
-                        product.unpacked.wrapping_add(((block - part.first) * P + p) * 2 * HALF).cast_const()
-                    }),
-                    false => weights.map(|block| block.wrapping_add(LAYOUTS[LAYOUT].scale_bytes()).cast()),
-                };
                 let x = inputs.map(|row| row.wrapping_add(block * PLANES));
-                Self::block::<V, T, P, BYTES>((weights, body), x, &mut sums);
+                Self::plane::<V, T, P, BYTES>(self.weights::<P, BYTES>(part, block), x, &mut sums);
             }
             outputs.store::<V, T, P>(at, sums);
         }
-        T
     }
 
-    /// Adds the products of a block, whose integers are in `body`: of upper bytes together, and of the lower ones row by
-    /// row, since few rows have any.
+    /// Adds the products of the second planes of a row, of those blocks that have one.
     #[inline(always)]
-    unsafe fn block<V: Lanes, const T: usize, const P: usize, const BYTES: bool>(
-        block: ([*const u8; P], [*const u32; P]),
-        x: [*const Digits; T],
-        sums: &mut [[V::F; P]; T],
-    ) {
-        // SAFETY: the caller's; where a plane says that there is more, another follows it.
+    unsafe fn lowers<V: Lanes, const P: usize, const BYTES: bool>(self, row: usize, part: Part, outputs: Outputs) {
+        let at = Tile { token: row, tokens: 1, panel: part.panel };
+        // SAFETY: the product's pointers; where a plane says that there is more, another follows it.
         unsafe {
-            Self::plane::<V, T, P, BYTES>(block, x, sums);
-            let mut more = false;
-            for t in 0..T {
-                more |= PLANES > 1 && (*x[t]).more;
+            let mut sums = outputs.sums::<V, 1, P>(at);
+            let mut block = self.loud(row, part.first);
+            while block < part.end {
+                let lower = self.input(row, block).wrapping_add(1);
+                Self::plane::<V, 1, P, BYTES>(self.weights::<P, BYTES>(part, block), [lower], &mut sums);
+                block = self.loud(row, block + 1);
             }
-            if more {
-                const { assert!(T <= 6, "every row's turn comes below") };
-                Self::lowers::<V, T, P, BYTES, 0>(block, &x, sums);
-                Self::lowers::<V, T, P, BYTES, 1>(block, &x, sums);
-                Self::lowers::<V, T, P, BYTES, 2>(block, &x, sums);
-                Self::lowers::<V, T, P, BYTES, 3>(block, &x, sums);
-                Self::lowers::<V, T, P, BYTES, 4>(block, &x, sums);
-                Self::lowers::<V, T, P, BYTES, 5>(block, &x, sums);
-            }
+            outputs.store::<V, 1, P>(at, sums);
         }
     }
 
-    /// Adds the products of the lower bytes of row `ROW`, if there is one and it has any. The row is a constant: sums that
-    /// are indexed by a loop of so much would leave their registers.
+    /// The first block of a row from `block` on that has a second plane; past the row where there is none.
     #[inline(always)]
-    unsafe fn lowers<V: Lanes, const T: usize, const P: usize, const BYTES: bool, const ROW: usize>(
-        block: ([*const u8; P], [*const u32; P]),
-        x: &[*const Digits; T],
-        sums: &mut [[V::F; P]; T],
-    ) {
-        // SAFETY: the caller's.
-        unsafe {
-            if ROW < T && (*x[ROW]).more {
-                let mut own = [sums[ROW]];
-                Self::plane::<V, 1, P, BYTES>(block, [x[ROW].add(1)], &mut own);
-                [sums[ROW]] = own;
-            }
+    unsafe fn loud(self, row: usize, block: usize) -> usize {
+        if PLANES == 1 || block == self.0.blocks {
+            return usize::MAX;
         }
+        // SAFETY: the product's inputs hold the block.
+        let ahead = unsafe { (*self.input(row, block)).ahead };
+        block.saturating_add(ahead as usize)
+    }
+
+    /// The first plane of a block of a row.
+    #[inline(always)]
+    fn input(self, row: usize, block: usize) -> *const Digits {
+        self.0.inputs.wrapping_add((row * self.0.blocks + block) * PLANES)
+    }
+
+    /// A block of each of `P` panels, and where its integers are.
+    #[inline(always)]
+    fn weights<const P: usize, const BYTES: bool>(self, part: Part, block: usize) -> ([*const u8; P], [*const u32; P]) {
+        let weights = self.block_of(part.panel, block);
+        let body = match BYTES {
+            true => std::array::from_fn(|p| {
+                self.0.unpacked.wrapping_add(((block - part.first) * P + p) * 2 * HALF).cast_const()
+            }),
+            false => weights.map(|block| block.wrapping_add(LAYOUTS[LAYOUT].scale_bytes()).cast()),
+        };
+        (weights, body)
     }
 
     /// Adds the products of a plane of each row.
@@ -279,39 +286,40 @@ impl<const LAYOUT: usize, const PLANES: usize> Of<LAYOUT, PLANES> {
         let layout = LAYOUTS[LAYOUT];
         // SAFETY: each of `weights` is a whole block of the layout.
         unsafe {
-            let halves = weights.map(|panel| panel.cast::<u16>());
-            let singles = weights.map(|panel| panel.cast::<f32>());
-            let single = |place: usize| singles.map(|panel| V::load(panel.add(place)));
             let signed = V::BYTES_CENTRE == 0;
             let whole = |x: &Digits| if signed { 0 } else { x.begin };
-            let half = |x: &Digits, half: usize| if signed { 0 } else { -UNSIGNED * x.halves[half] };
+            let half = |x: &Digits, half: usize| -V::BYTES_CENTRE * x.halves[half];
             match layout {
                 Layout::Nibbles => {
                     let dots = Self::nibbles::<V, T, P, BYTES>(body, x, |_| 0);
-                    add::<V, T, P>(dots, x, halves.map(|h| V::load_f16(h)), sums);
-                    add_minima::<V, T, P>(halves.map(|h| V::load_f16(h.add(LANES))), x, sums);
+                    add::<V, T, P>(dots, x, halves::<V, P>(weights, 0), sums);
+                    add_minima::<V, T, P>(halves::<V, P>(weights, LANES), x, sums);
                 }
                 Layout::WideNibbles => {
                     let dots = Self::nibbles::<V, T, P, BYTES>(body, x, |_| 0);
-                    add::<V, T, P>(dots, x, single(0), sums);
-                    add_minima::<V, T, P>(single(LANES), x, sums);
+                    add::<V, T, P>(dots, x, singles::<V, P>(weights, 0), sums);
+                    add_minima::<V, T, P>(singles::<V, P>(weights, LANES), x, sums);
                 }
                 Layout::CentredNibbles => {
                     let dots = Self::nibbles::<V, T, P, BYTES>(body, x, |x| x.begin / (UNSIGNED / CENTRE));
-                    add::<V, T, P>(dots, x, halves.map(|h| V::load_f16(h)), sums);
+                    add::<V, T, P>(dots, x, halves::<V, P>(weights, 0), sums);
                 }
                 Layout::Bytes => {
-                    let dots = Self::bytes::<V, T, P, _>(body, (x, whole), [0, 1]);
-                    add::<V, T, P>(dots, x, halves.map(|h| V::load_f16(h)), sums);
+                    let dots = Self::bytes::<V, T, P>(body, x, whole);
+                    add::<V, T, P>(dots, x, halves::<V, P>(weights, 0), sums);
                 }
                 Layout::WideBytes => {
-                    let dots = Self::bytes::<V, T, P, _>(body, (x, whole), [0, 1]);
-                    add::<V, T, P>(dots, x, single(0), sums);
-                    add_minima::<V, T, P>(single(LANES), x, sums);
+                    let dots = Self::bytes::<V, T, P>(body, x, whole);
+                    add::<V, T, P>(dots, x, singles::<V, P>(weights, 0), sums);
+                    add_minima::<V, T, P>(singles::<V, P>(weights, LANES), x, sums);
                 }
                 _ => {
-                    add::<V, T, P>(Self::bytes::<V, T, P, _>(body, (x, |x| half(x, 0)), [0]), x, single(0), sums);
-                    add::<V, T, P>(Self::bytes::<V, T, P, _>(body, (x, |x| half(x, 1)), [1]), x, single(LANES), sums);
+                    let mut first = begin::<V, T, P>(x, |x| half(x, 0));
+                    Self::half::<V, T, P, 0>(body, x, &mut first);
+                    add::<V, T, P>(first, x, singles::<V, P>(weights, 0), sums);
+                    let mut last = begin::<V, T, P>(x, |x| half(x, 1));
+                    Self::half::<V, T, P, 1>(body, x, &mut last);
+                    add::<V, T, P>(last, x, singles::<V, P>(weights, LANES), sums);
                 }
             }
         }
@@ -332,22 +340,61 @@ impl<const LAYOUT: usize, const PLANES: usize> Of<LAYOUT, PLANES> {
         }
     }
 
-    /// Each lane's signed bytes of some halves of the block times the digits of each row, and what that is added to.
+    /// Each lane's 32 signed bytes times the digits of each row, and what that is added to.
     #[inline(always)]
-    unsafe fn bytes<V: Lanes, const T: usize, const P: usize, const N: usize>(
+    unsafe fn bytes<V: Lanes, const T: usize, const P: usize>(
         body: [*const u32; P],
-        (x, from): ([*const Digits; T], impl Fn(&Digits) -> i32),
-        halves: [usize; N],
+        x: [*const Digits; T],
+        from: impl Fn(&Digits) -> i32,
     ) -> [[V::U; P]; T] {
-        // SAFETY: the caller's block, which has two halves.
+        // SAFETY: the caller's block.
         unsafe {
             let mut dots = begin::<V, T, P>(x, from);
-            for half in halves {
-                let body = body.map(|body| body.add(half * HALF));
-                V::dot_bytes(body, x.map(|x| digits(x).add(half * LANES)), &mut dots);
-            }
+            Self::half::<V, T, P, 0>(body, x, &mut dots);
+            Self::half::<V, T, P, 1>(body, x, &mut dots);
             dots
         }
+    }
+
+    /// Adds each lane's 16 signed bytes of a half of the block times the digits of each row. The half is a constant: a
+    /// loop over both would not be unrolled.
+    #[inline(always)]
+    unsafe fn half<V: Lanes, const T: usize, const P: usize, const WHICH: usize>(
+        body: [*const u32; P],
+        x: [*const Digits; T],
+        dots: &mut [[V::U; P]; T],
+    ) {
+        // SAFETY: the caller's block, which has two halves.
+        unsafe {
+            let body = body.map(|body| body.wrapping_add(WHICH * HALF));
+            V::dot_bytes(body, x.map(|x| digits(x).wrapping_add(WHICH * LANES)), dots);
+        }
+    }
+}
+
+/// Sixteen numbers of half precision of each of some blocks, from the `place`th on.
+#[inline(always)]
+unsafe fn halves<V: Lanes, const P: usize>(blocks: [*const u8; P], place: usize) -> [V::F; P] {
+    // SAFETY: the caller's blocks hold them.
+    unsafe {
+        let mut numbers = [V::splat(0.0); P];
+        for p in 0..P {
+            numbers[p] = V::load_f16(blocks[p].cast::<u16>().add(place));
+        }
+        numbers
+    }
+}
+
+/// Sixteen numbers of single precision of each of some blocks, from the `place`th on.
+#[inline(always)]
+unsafe fn singles<V: Lanes, const P: usize>(blocks: [*const u8; P], place: usize) -> [V::F; P] {
+    // SAFETY: the caller's blocks hold them.
+    unsafe {
+        let mut numbers = [V::splat(0.0); P];
+        for p in 0..P {
+            numbers[p] = V::load(blocks[p].cast::<f32>().add(place));
+        }
+        numbers
     }
 }
 
@@ -438,12 +485,12 @@ mod tests {
         let weights = Panels::pack(&Matrix { format: Format::Q8_0, columns: COLUMNS, data: &data }).unwrap();
         let then = Finish { begin: Begin::Zero, bias: &[], activation: Activation::None };
         // As an earlier product leaves the memory.
-        let left = Digits { digits: [7; BLOCK], scale: 1.0, sum: 1.0, halves: [1; 2], begin: 1, more: true };
+        let left = Digits { digits: [7; BLOCK], scale: 1.0, sum: 1.0, halves: [1; 2], begin: 1, ahead: 0 };
         for level in Level::all() {
             let product = |memory: Digits| {
                 let mut digits = [memory; 6];
                 digitise(level, &x, Planes::Loud, &mut digits);
-                assert_eq!([0, 2, 4].map(|block| digits[block].more), [false, true, false]);
+                assert_eq!([0, 2, 4].map(|block| digits[block].more()), [false, true, false]);
                 let mut out = [0.0; PAIR * LANES];
                 let strip = &mut Strip::whole(&mut out, PAIR * LANES);
                 multiply(level, (&digits, 1), (&weights, 0..PAIR), (then, strip), &mut Scratch::default());
