@@ -477,6 +477,34 @@ mod tests {
     use crate::simd::tile::Begin;
 
     #[test]
+    fn a_row_is_the_same_alone_and_among_many_over_several_parts() {
+        const BLOCKS: usize = 2 * UNPACKED + 1;
+        const ROWS: usize = 2 * 6 + 5;
+        const OUTPUTS: usize = 3 * LANES;
+        // Any bytes are a matrix; small ones keep the scales tame. Here and there a block is loud.
+        let data: Vec<u8> = (0..OUTPUTS * BLOCKS * Format::Q4_1.block_bytes()).map(|i| (i % 61) as u8).collect();
+        let weights = Panels::pack(&Matrix { format: Format::Q4_1, columns: BLOCKS * BLOCK, data: &data }).unwrap();
+        let loudness = |i: usize| if (i / BLOCK) % 7 == 3 { 9.0 } else { 1.0 };
+        let x: Vec<f32> = (0..ROWS * BLOCKS * BLOCK).map(|i| ((i * 7919 % 997) as f32 - 498.0) * loudness(i)).collect();
+        let then = Finish { begin: Begin::Zero, bias: &[1.0; OUTPUTS], activation: Activation::None };
+        for level in Level::all() {
+            let mut digits = vec![Digits::ZERO; ROWS * BLOCKS * 2];
+            for (x, row) in x.chunks_exact(BLOCKS * BLOCK).zip(digits.chunks_exact_mut(2 * BLOCKS)) {
+                digitise(level, x, Planes::Loud, row);
+            }
+            let product = |digits: &[Digits]| {
+                let rows = digits.len() / (2 * BLOCKS);
+                let mut out = vec![0.0; rows * OUTPUTS];
+                let strip = &mut Strip::whole(&mut out, OUTPUTS);
+                multiply(level, (digits, rows), (&weights, 0..3), (then, strip), &mut Scratch::default());
+                out
+            };
+            let alone: Vec<f32> = digits.chunks_exact(2 * BLOCKS).flat_map(product).collect();
+            assert_eq!(product(&digits), alone, "{}", level.name());
+        }
+    }
+
+    #[test]
     fn what_lies_behind_a_quiet_block_is_not_multiplied() {
         const COLUMNS: usize = 3 * BLOCK;
         let number = |i: usize| (i * 7919 % 997) as f32 - 498.0;
