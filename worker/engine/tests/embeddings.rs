@@ -15,9 +15,8 @@ use serde::Deserialize;
 const WIDTH: usize = 384;
 /// Of weights as they are, and of a byte.
 const COSINE_MIN: [(Weights, f64); 2] = [(Weights::Stored, 0.9999), (Weights::Int8, 0.999)];
-/// Places of a ranking that weights of a byte keep, but for passages that lie as close.
+/// Places of a ranking that weights of a byte keep, but for passages whose cosines differ by no more than [`CLOSE`].
 const NEAREST: usize = 3;
-/// So close are those whose cosines differ by less than this.
 const CLOSE: f64 = 0.002;
 /// Batched and alone may differ by this much in a number.
 const COMPANY_MAX: f32 = 1e-4;
@@ -127,9 +126,8 @@ fn a_retrieval_ranks_as_the_reference_does() {
     let rounded = likenesses(&retrieval, Weights::Int8);
     for ((exact, rounded), ranking) in exact.iter().zip(&rounded).zip(&retrieval.ranking) {
         assert_eq!(places(exact), *ranking);
-        let last = exact[ranking[NEAREST - 1]];
-        for place in &places(rounded)[..NEAREST] {
-            assert!(exact[*place] >= last - CLOSE, "{place} of {ranking:?}: {} for {last}", exact[*place]);
+        for (found, place) in places(rounded).iter().zip(ranking).take(NEAREST) {
+            assert!((exact[*found] - exact[*place]).abs() <= CLOSE, "{found} for {place} of {ranking:?}");
         }
     }
 }
