@@ -169,45 +169,33 @@ impl<const LAYOUT: usize, const PLANES: usize> Of<LAYOUT, PLANES> {
         std::array::from_fn(|p| self.0.weights.wrapping_add(((panel + p) * self.0.blocks + block) * bytes))
     }
 
-    /// All rows through a part, whose nibbles are bytes already where `BYTES` says so: their upper bytes in tiles, and
-    /// then the lower ones row by row, since few rows have any.
+    /// All rows through a part, whose nibbles are bytes already where `BYTES` says so.
     #[inline(always)]
     unsafe fn rows<V: Lanes, const T: usize, const P: usize, const BYTES: bool>(self, part: Part, outputs: Outputs) {
-        let rows = self.0.rows;
-        let (uppers, lowers) = (outputs.of_part(true, false), outputs.of_part(false, true));
         let mut row = 0;
-        while row < rows {
-            let width = if rows - row > 4 { T } else { rows - row };
-            let tile = row..rows.min(row + width);
+        while row < self.0.rows {
             // SAFETY: the product's pointers; a tile is as wide as the rows that are left, or repeats the last of them.
             unsafe {
-                let loud = tile.clone().any(|row| self.loud(row, part.first) < part.end);
-                let outputs = if loud { uppers } else { outputs };
-                match width {
+                row += match self.0.rows - row {
                     1 => self.tile::<V, 1, P, BYTES>(row, part, outputs),
                     2 => self.tile::<V, 2, P, BYTES>(row, part, outputs),
                     3 => self.tile::<V, 3, P, BYTES>(row, part, outputs),
-                    4 => self.tile::<V, 4, P, BYTES>(row, part, outputs),
-                    _ => self.tile::<V, T, P, BYTES>(row, part, outputs),
-                }
-                if loud {
-                    for row in tile {
-                        self.lowers::<V, P, BYTES>(row, part, lowers);
-                    }
-                }
+                    left if left > 4 => self.tile::<V, T, P, BYTES>(row, part, outputs),
+                    _ => self.tile::<V, 4, P, BYTES>(row, part, outputs),
+                };
             }
-            row += width;
         }
     }
 
-    /// The first planes of a tile.
+    /// The first planes of all rows of a tile, and then the second ones row by row, since few rows have any. Returns how
+    /// many rows it did.
     #[inline(always)]
     unsafe fn tile<V: Lanes, const T: usize, const P: usize, const BYTES: bool>(
         self,
         row: usize,
         part: Part,
         outputs: Outputs,
-    ) {
+    ) -> usize {
         let product = self.0;
         let at = Tile { token: row, tokens: T.min(product.rows - row), panel: part.panel };
         // The last rows leave the panels: the next ones are on their way meanwhile.
@@ -225,31 +213,48 @@ impl<const LAYOUT: usize, const PLANES: usize> Of<LAYOUT, PLANES> {
                 let x = inputs.map(|row| row.wrapping_add(block * PLANES));
                 Self::plane::<V, T, P, BYTES>(self.weights::<P, BYTES>(part, block), x, &mut sums);
             }
+            const { assert!(T <= 6, "every row's turn comes below") };
+            self.lowers::<V, T, P, BYTES, 0>(at, part, &mut sums);
+            self.lowers::<V, T, P, BYTES, 1>(at, part, &mut sums);
+            self.lowers::<V, T, P, BYTES, 2>(at, part, &mut sums);
+            self.lowers::<V, T, P, BYTES, 3>(at, part, &mut sums);
+            self.lowers::<V, T, P, BYTES, 4>(at, part, &mut sums);
+            self.lowers::<V, T, P, BYTES, 5>(at, part, &mut sums);
             outputs.store::<V, T, P>(at, sums);
         }
+        T
     }
 
-    /// Adds the products of the second planes of a row, of those blocks that have one.
+    /// Adds the products of the second planes of row `ROW` of a tile, of those blocks that have one. The row is a constant:
+    /// sums that are indexed by a loop of so much would leave their registers.
     #[inline(always)]
-    unsafe fn lowers<V: Lanes, const P: usize, const BYTES: bool>(self, row: usize, part: Part, outputs: Outputs) {
-        let at = Tile { token: row, tokens: 1, panel: part.panel };
+    unsafe fn lowers<V: Lanes, const T: usize, const P: usize, const BYTES: bool, const ROW: usize>(
+        self,
+        at: Tile,
+        part: Part,
+        sums: &mut [[V::F; P]; T],
+    ) {
+        if PLANES == 1 || ROW >= T || ROW >= at.tokens {
+            return;
+        }
+        let row = at.row(ROW);
         // SAFETY: the product's pointers; where a plane says that there is more, another follows it.
         unsafe {
-            let mut sums = outputs.sums::<V, 1, P>(at);
+            let mut own = [sums[ROW]];
             let mut block = self.loud(row, part.first);
             while block < part.end {
                 let lower = self.input(row, block).wrapping_add(1);
-                Self::plane::<V, 1, P, BYTES>(self.weights::<P, BYTES>(part, block), [lower], &mut sums);
+                Self::plane::<V, 1, P, BYTES>(self.weights::<P, BYTES>(part, block), [lower], &mut own);
                 block = self.loud(row, block + 1);
             }
-            outputs.store::<V, 1, P>(at, sums);
+            [sums[ROW]] = own;
         }
     }
 
     /// The first block of a row from `block` on that has a second plane; past the row where there is none.
     #[inline(always)]
     unsafe fn loud(self, row: usize, block: usize) -> usize {
-        if PLANES == 1 || block == self.0.blocks {
+        if block == self.0.blocks {
             return usize::MAX;
         }
         // SAFETY: the product's inputs hold the block.
