@@ -51,6 +51,9 @@ impl Limits {
     }
 }
 
+/// Steps until one may have as many tokens again as the limit says, at most.
+const GROWTH: usize = 64;
+
 /// What the scheduler did with a sequence of its own accord.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice {
@@ -84,6 +87,8 @@ pub enum Verdict {
 #[derive(Debug, Default)]
 struct Flight {
     step: StepId,
+    /// Tokens that it computes.
+    rows: usize,
     /// All whose rows it computes, and how many of their tokens are in the cache then.
     sequences: Vec<(SequenceId, usize)>,
     /// Those that it samples for, in the order of the plan.
@@ -96,6 +101,8 @@ struct Flight {
 #[derive(Debug)]
 pub struct Scheduler {
     limits: Limits,
+    /// Tokens of a step now: fewer than the limit after one that the device had no room for.
+    step_tokens: usize,
     blocks: Blocks,
     sequences: HashMap<SequenceId, Sequence>,
     /// By age: the first is served first and preempted last.
@@ -124,6 +131,7 @@ impl Scheduler {
         assert!(limits.length_max() > 0 && limits.step_tokens > 0 && limits.sequences_max > 0);
         Self {
             limits,
+            step_tokens: limits.step_tokens,
             blocks: Blocks::new(limits.blocks),
             sequences: HashMap::new(),
             running: Vec::new(),
@@ -172,11 +180,12 @@ impl Scheduler {
         self.expire(now, notices);
         let mut flight = self.spare.pop().unwrap_or_default();
         flight.step = self.next_step;
-        let mut draft = Draft::new(plan, flight, self.limits.step_tokens);
+        let mut draft = Draft::new(plan, flight, self.step_tokens);
         if self.continue_running(&mut draft) == Supply::Ample {
             self.admit(&mut draft, notices);
         }
-        let flight = draft.flight;
+        let Draft { mut flight, budget, .. } = draft;
+        flight.rows = self.step_tokens - budget;
         if flight.sequences.is_empty() {
             self.spare.push(flight);
             return None;
@@ -206,8 +215,9 @@ impl Scheduler {
             "a step samples for those that its plan names"
         );
         self.note(&flight);
+        self.step_tokens += self.limits.step_tokens.div_ceil(GROWTH).min(self.limits.step_tokens - self.step_tokens);
         for &Sampled { sequence: id, token } in sampled {
-            let Some(sequence) = self.sequences.get_mut(&id) else {
+            let Some(sequence) = self.sequences.get_mut(&id).filter(|sequence| flight.step >= sequence.since) else {
                 continue;
             };
             sequence.resolve(token);
@@ -237,6 +247,36 @@ impl Scheduler {
         }
         let flight = self.flights.remove(at).expect("it was just found");
         self.land(flight);
+    }
+
+    /// A step in flight came to nothing, for want of memory: all that it names give up their caches and wait to be computed
+    /// again, in steps of half as many tokens. False, and nothing done, where it had but one token: it can be no smaller.
+    ///
+    /// # Panics
+    /// When the step is not in flight.
+    pub fn retreat(&mut self, step: StepId) -> bool {
+        let at = self.flights.iter().position(|flight| flight.step == step);
+        let at = at.expect("the step is in flight");
+        let rows = self.flights[at].rows;
+        if rows <= 1 {
+            return false;
+        }
+        self.step_tokens = rows / 2;
+        let named = std::mem::take(&mut self.flights[at].sequences);
+        for (id, _) in &named {
+            if let Some(sequence) = self.sequences.get_mut(id) {
+                sequence.expect_nothing_before(self.next_step);
+            }
+        }
+        // The youngest first: they are to be admitted again in the order of their ages.
+        for index in (0..self.running.len()).rev() {
+            if named.iter().any(|(id, _)| *id == self.running[index]) {
+                self.preempt(index);
+            }
+        }
+        let flight = self.flights.remove(at).expect("it was just found");
+        self.land(flight);
+        true
     }
 
     /// Sequences in the batch.

@@ -163,6 +163,11 @@ impl Sequence {
         self.last_output = Some((step, index));
     }
 
+    /// Takes note that steps before `step` give it nothing more.
+    pub(crate) fn expect_nothing_before(&mut self, step: StepId) {
+        (self.pending, self.since) = (0, step);
+    }
+
     /// Appends the oldest output in flight, now that its value is known.
     pub(crate) fn resolve(&mut self, token: TokenId) {
         self.pending = self.pending.checked_sub(1).expect("a sampled token was expected");

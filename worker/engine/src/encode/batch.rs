@@ -4,6 +4,9 @@
 //! meanwhile, so that a short clip does not wait for the end of long ones. The first is in every next batch, so nothing
 //! starves; others of its kind join it in order, as far as the budget has room. What is left of their jobs steps behind
 //! the jobs that had none in it, so that one of many inputs does not keep all others waiting.
+//!
+//! A batch that the device has no room for comes again in halves, and batches grow back to the budget little by little:
+//! what others hold of a device comes and goes.
 
 use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
@@ -40,6 +43,9 @@ impl Close {
         }
     }
 }
+
+/// Batches until one may be as large again as the budget says, at most.
+const GROWTH: usize = 64;
 
 /// An input that waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +84,8 @@ pub enum Choice {
 #[derive(Debug)]
 pub struct Queue {
     budget: Budget,
+    /// What a batch may hold now.
+    now: Budget,
     waiting: VecDeque<(InputKey, Waiting)>,
     /// Jobs of the last batch: as many are hoped for again.
     last_jobs: usize,
@@ -87,7 +95,7 @@ impl Queue {
     /// Nothing waits.
     #[must_use]
     pub fn new(budget: Budget) -> Queue {
-        Queue { budget, waiting: VecDeque::new(), last_jobs: 0 }
+        Queue { budget, now: budget, waiting: VecDeque::new(), last_jobs: 0 }
     }
 
     /// An input waits, behind all others.
@@ -139,18 +147,32 @@ impl Queue {
         Choice::Run(close)
     }
 
+    /// Takes back a batch that the device had no room for, ahead of all others: the next ones are half as large at most.
+    pub fn halve(&mut self, batch: &[(InputKey, Waiting)]) {
+        let units: usize = batch.iter().map(|(_, input)| input.cost.units).sum();
+        self.now = Budget { units: units / 2, inputs: (batch.len() / 2).max(1), ..self.budget };
+        batch.iter().rev().for_each(|input| self.waiting.push_front(*input));
+    }
+
+    /// There was room for a batch: the next one may be a little larger than the last.
+    pub fn grow(&mut self) {
+        let more = |now: usize, most: usize| now.saturating_add(most.div_ceil(GROWTH)).min(most);
+        self.now.units = more(self.now.units, self.budget.units);
+        self.now.inputs = more(self.now.inputs, self.budget.inputs);
+    }
+
     /// Copies what fits of the first input's kind to `batch`; the first fits always.
     fn gather(&self, kind: u32, batch: &mut Vec<(InputKey, Waiting)>) -> Room {
-        let mut left = self.budget.units;
+        let mut left = self.now.units;
         let mut room = Room::Some;
         for (key, input) in self.waiting.iter().filter(|(_, input)| input.cost.kind == kind) {
-            if batch.is_empty() || (input.cost.units <= left && batch.len() < self.budget.inputs) {
+            if batch.is_empty() || (input.cost.units <= left && batch.len() < self.now.inputs) {
                 left = left.saturating_sub(input.cost.units);
                 batch.push((*key, *input));
             } else {
                 room = Room::None;
             }
-            if left == 0 || batch.len() >= self.budget.inputs {
+            if left == 0 || batch.len() >= self.now.inputs {
                 return Room::None;
             }
         }

@@ -200,9 +200,14 @@ impl Driver {
         self.meters.ends(&self.shared, began.elapsed());
         match computed {
             Ok(()) => {
+                self.queue.grow();
                 for ((key, waiting), turn) in batch.iter().zip(turns.drain(..)) {
                     self.turn(*key, *waiting, turn);
                 }
+            }
+            Err(Error::OutOfMemory { bytes, free }) if batch.len() > 1 => {
+                tracing::warn!(bytes, free, inputs = batch.len(), "no room for a batch: it comes in halves");
+                self.queue.halve(batch);
             }
             Err(error) => {
                 tracing::error!(%error, inputs = batch.len(), "a batch failed");

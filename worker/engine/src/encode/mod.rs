@@ -161,7 +161,8 @@ pub trait Encoder: Send {
     /// the encoder remembers of it under `key`, until [`Encoder::forget`].
     ///
     /// # Errors
-    /// When the device failed: the batch's jobs end, and others go on.
+    /// When the device failed: the batch's jobs end, and others go on. When it had no room ([`Error::OutOfMemory`]): the
+    /// encoder remembers then what it did before the batch, which comes again in halves, down to single inputs.
     fn encode(&mut self, batch: &[(InputKey, &Input)], turns: &mut Vec<Turn>) -> Result<(), Error>;
     /// As [`Encoder::encode`], and an input that is not `wanted` any more may be left as it is, with an empty
     /// [`Turn::More`]: for encoders whose batches take long.

@@ -3,6 +3,7 @@ use crate::engine::{Cancel, JobKey, SubmitError};
 use proptest::prelude::*;
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 /// Every test waits at most this long for an event.
@@ -24,6 +25,8 @@ struct Fake {
     gate: Option<Receiver<()>>,
     /// Turns had, of inputs not forgotten.
     turns_had: HashMap<InputKey, TokenId>,
+    /// Inputs of a batch that there is memory for.
+    room: Arc<AtomicUsize>,
     seen: Arc<Mutex<Seen>>,
     progress: Arc<AtomicU64>,
 }
@@ -63,7 +66,11 @@ impl Encoder for Fake {
         {
             self.gate = None;
         }
-        self.progress.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let room = self.room.load(Ordering::Relaxed);
+        if batch.len() > room {
+            return Err(Error::OutOfMemory { bytes: batch.len(), free: room });
+        }
+        self.progress.fetch_add(1, Ordering::Relaxed);
         let mut seen = self.seen.lock().unwrap();
         seen.batches.push(batch.iter().map(|(key, _)| *key).collect());
         seen.remembered.extend(batch.iter().map(|(key, _)| *key));
@@ -115,15 +122,18 @@ const BUDGET: Budget = Budget { units: 12, inputs: 4, max_wait: Duration::ZERO }
 struct Bench {
     engine: Engine,
     events: Receiver<Event>,
+    room: Arc<AtomicUsize>,
     seen: Arc<Mutex<Seen>>,
 }
 
 fn start_with(budget: Budget, gate: Option<Receiver<()>>) -> Bench {
     let seen = Arc::<Mutex<Seen>>::default();
-    let fake = Fake { budget, gate, turns_had: HashMap::new(), seen: Arc::clone(&seen), progress: Arc::default() };
+    let room = Arc::new(AtomicUsize::new(usize::MAX));
+    let (turns_had, progress) = (HashMap::new(), Arc::default());
+    let fake = Fake { budget, gate, turns_had, room: Arc::clone(&room), seen: Arc::clone(&seen), progress };
     let (sender, events) = channel();
     let engine = Engine::start(Box::new(fake), 64, Box::new(move |event| drop(sender.send(event)))).unwrap();
-    Bench { engine, events, seen }
+    Bench { engine, events, room, seen }
 }
 
 fn start() -> Bench {
@@ -206,6 +216,31 @@ fn what_can_never_run_is_refused() {
     bench.engine.submit(Job { inputs: vec![Input::Clip(clip)], ..job(3, &[]) }).unwrap();
     assert_eq!(bench.end(), End::Refused("not a text".into()));
     assert!(bench.seen.lock().unwrap().batches.is_empty());
+    bench.finish();
+}
+
+#[test]
+fn a_batch_without_room_comes_again_in_halves() {
+    let bench = start();
+    bench.room.store(1, Ordering::Relaxed);
+    let inputs: [&[TokenId]; 4] = [&[0, 2], &[2, 2], &[0, 4], &[1, 6]];
+    bench.engine.submit(job(1, &inputs)).unwrap();
+    let (text, end) = bench.listen(1).remove(&1).unwrap();
+    assert_eq!(end, done(&inputs));
+    assert_eq!(text.matches(',').count(), 3, "nothing is said twice");
+    assert!(bench.seen.lock().unwrap().batches.iter().all(|batch| batch.len() == 1));
+    bench.finish();
+}
+
+#[test]
+fn what_has_no_room_alone_fails_and_the_engine_goes_on() {
+    let bench = start();
+    bench.room.store(0, Ordering::Relaxed);
+    bench.engine.submit(job(1, &[&[0, 2], &[0, 4]])).unwrap();
+    assert_eq!(bench.end(), End::Failed("device: no room for 1 bytes, 0 are free".into()));
+    bench.room.store(usize::MAX, Ordering::Relaxed);
+    bench.engine.submit(job(2, &[&[0, 2]])).unwrap();
+    assert_eq!(bench.end(), done(&[&[0, 2]]));
     bench.finish();
 }
 

@@ -217,11 +217,15 @@ impl Driver {
         self.tell();
     }
 
-    /// A step came to nothing: its jobs end, and the engine goes on with the others.
+    /// A step came to nothing. Where memory was wanting, its jobs are computed again in smaller steps; otherwise they end, and
+    /// the engine goes on with the others.
     fn fail(&mut self, step: StepId, error: &Error, planned: Instant) {
+        self.meters.landed(&self.shared, planned.elapsed());
+        if matches!(error, Error::OutOfMemory { .. }) && self.scheduler.retreat(step) {
+            return tracing::warn!(%error, step = step.0, "no room for a step: smaller ones are made");
+        }
         tracing::error!(%error, step = step.0, "a step failed");
         self.scheduler.abandon(step, &mut self.lost);
-        self.meters.landed(&self.shared, planned.elapsed());
         self.end_lost(&End::Failed(error.to_string()));
     }
 

@@ -77,15 +77,15 @@ impl Scheduler {
             if self.blocks.free() + self.lingering() >= missing {
                 return Room::Later;
             }
-            if self.preempt_youngest() == id {
+            if self.preempt(self.running.len() - 1) == id {
                 return Room::Lost;
             }
         }
     }
 
-    /// The youngest running sequence gives up its cache, and is the first to be admitted again.
-    fn preempt_youngest(&mut self) -> SequenceId {
-        let id = self.running.pop().expect("someone runs");
+    /// The running sequence at `index` gives up its cache, and is the first to be admitted again.
+    pub(super) fn preempt(&mut self, index: usize) -> SequenceId {
+        let id = self.running.remove(index);
         let sequence = self.sequences.get_mut(&id).expect("it runs");
         let blocks = sequence.give_up();
         let last_step = sequence.last_step;

@@ -21,6 +21,8 @@ pub(crate) enum Fault {
     None,
     Forward,
     Collect,
+    /// Told when the step is collected.
+    NoRoom,
     Panic,
 }
 
@@ -144,7 +146,7 @@ impl Model for Fake {
         match fault {
             Fault::Forward => return Err(Error::Device("forward".into())),
             Fault::Panic => panic!("the fake panics as asked"),
-            Fault::None | Fault::Collect => {}
+            Fault::None | Fault::Collect | Fault::NoRoom => {}
         }
         self.flights.push_back((ticket, plan.clone(), fault));
         assert!(self.flights.len() <= self.depth + 1, "more steps in flight than wanted");
@@ -157,11 +159,14 @@ impl Model for Fake {
         self.resolve(&mut plan);
         let computed = self.compute(&plan);
         self.last = computed.iter().map(|one| one.token).collect();
-        if fault == Fault::Collect {
-            return Err(Error::Device("collect".into()));
+        match fault {
+            Fault::Collect => Err(Error::Device("collect".into())),
+            Fault::NoRoom => Err(Error::OutOfMemory { bytes: plan.rows(), free: 0 }),
+            _ => {
+                sampled.extend(computed);
+                Ok(())
+            }
         }
-        sampled.extend(computed);
-        Ok(())
     }
 }
 

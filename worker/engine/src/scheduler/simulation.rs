@@ -1,5 +1,5 @@
-//! Thousands of random schedules against the fake model: submissions, cancels, deadlines, failing steps, tiny pools,
-//! with and without a step in flight. The seed is in every failure's message.
+//! Thousands of random schedules against the fake model: submissions, cancels, deadlines, steps that fail or have no room,
+//! tiny pools, with and without a step in flight. The seed is in every failure's message.
 
 use super::fake::{Dice, END, Fake, Fault, VOCABULARY, alone};
 use super::*;
@@ -46,6 +46,7 @@ struct World {
     /// By id.
     all: Vec<Expected>,
     cached: usize,
+    retreats: usize,
 }
 
 /// What happened, to see that the schedules meet what they are meant to meet.
@@ -55,6 +56,8 @@ struct Seen {
     by_end: HashMap<String, usize>,
     /// Tokens found in the cache, at first admissions.
     cached: usize,
+    /// Steps that there was no room for.
+    retreats: usize,
 }
 
 impl World {
@@ -89,6 +92,7 @@ impl World {
             flights: VecDeque::new(),
             all: Vec::new(),
             cached: 0,
+            retreats: 0,
         }
     }
 
@@ -168,7 +172,7 @@ impl World {
         match self.model.forward(&self.plan) {
             Ok(ticket) => self.flights.push_back((step, ticket)),
             Err(_) => {
-                self.abandon(step);
+                self.fail(step);
                 while !self.flights.is_empty() {
                     self.land();
                 }
@@ -198,7 +202,7 @@ impl World {
         };
         let mut sampled = Vec::new();
         if self.model.collect(ticket, &mut sampled).is_err() {
-            return self.abandon(step);
+            return self.fail(step);
         }
         let mut notices = Vec::new();
         let all = &mut self.all;
@@ -212,7 +216,12 @@ impl World {
         self.take(&notices);
     }
 
-    fn abandon(&mut self, step: StepId) {
+    /// Half of the steps that fail do so for want of memory.
+    fn fail(&mut self, step: StepId) {
+        if self.dice.once_in(2) && self.scheduler.retreat(step) {
+            self.retreats += 1;
+            return;
+        }
         let mut lost = Vec::new();
         self.scheduler.abandon(step, &mut lost);
         for id in lost {
@@ -286,6 +295,7 @@ impl World {
         }
         seen.preemptions += self.scheduler.preemptions;
         seen.cached += self.cached;
+        seen.retreats += self.retreats;
     }
 }
 
@@ -305,6 +315,7 @@ fn simulate(depth: usize) {
     println!("depth {depth}: {seen:?}");
     assert_eq!(seen.by_end.len(), 5, "every way to end was met: {seen:?}");
     assert!(seen.cached > SCHEDULES as usize, "prefixes are found: {seen:?}");
+    assert!(seen.retreats > SCHEDULES as usize / 2, "steps without room were met: {seen:?}");
     assert!(seen.preemptions > SCHEDULES, "pools are small enough to matter: {seen:?}");
 }
 

@@ -251,6 +251,32 @@ fn a_failed_step_loses_its_sequences_and_no_others() {
 }
 
 #[test]
+fn a_step_without_room_is_done_again_in_halves() {
+    let mut bench = Bench::new(10, 8, 4);
+    bench.submit(1, 4, 9);
+    bench.submit(2, 4, 9);
+    assert_eq!(bench.step(), [(1, 0, 4), (2, 0, 4)]);
+    let third = bench.plan().unwrap();
+    assert!(bench.scheduler.retreat(third));
+    assert_eq!((bench.scheduler.running(), bench.scheduler.waiting(), bench.scheduler.blocks().free()), (0, 2, 10));
+    assert_eq!(bench.step(), [(1, 0, 1)], "of two tokens, one");
+    assert_eq!(bench.step(), [(1, 1, 2)], "and with every step that has room, one more");
+    assert_eq!(bench.step(), [(1, 3, 2), (2, 0, 1)]);
+    assert_eq!(bench.step(), [(1, 5, 1), (2, 1, 3)]);
+}
+
+#[test]
+fn a_step_of_one_token_can_be_no_smaller() {
+    let mut bench = Bench::new(10, 8, 4);
+    bench.submit(1, 1, 9);
+    let first = bench.plan().unwrap();
+    assert!(!bench.scheduler.retreat(first));
+    let mut lost = Vec::new();
+    bench.scheduler.abandon(first, &mut lost);
+    assert_eq!(lost, [SequenceId(1)]);
+}
+
+#[test]
 fn a_failed_steps_blocks_linger_for_the_step_before() {
     let mut bench = Bench::new(10, 20, 4);
     bench.submit(1, 4, 9);

@@ -43,6 +43,37 @@ fn batches_close_for_a_reason() {
 }
 
 #[test]
+fn batches_without_room_are_halved_and_grow_back() {
+    let now = Instant::now();
+    let (mut queue, mut batch) = (queue(BUDGET, now, &[(25, 0); 8]), Vec::new());
+    let mut next = |queue: &mut Queue| {
+        assert!(matches!(queue.choose(now, &mut batch), Choice::Run(_)));
+        batch.clone()
+    };
+    let first = next(&mut queue);
+    assert_eq!(keys(&first), [0, 1, 2, 3]);
+    queue.halve(&first);
+    let half = next(&mut queue);
+    assert_eq!(keys(&half), [0, 1]);
+    queue.halve(&half);
+    assert_eq!(keys(&next(&mut queue)), [0]);
+    assert_eq!(keys(&next(&mut queue)), [1], "as small as it was until there is room");
+    (0..GROWTH).for_each(|_| queue.grow());
+    assert_eq!(keys(&next(&mut queue)), [2, 3, 4, 5], "and no larger than the budget then");
+}
+
+#[test]
+fn what_costs_nothing_gets_fewer_too() {
+    let now = Instant::now();
+    let (mut queue, mut batch) = (queue(BUDGET, now, &[(0, 0); 4]), Vec::new());
+    for inputs in [4, 1] {
+        queue.choose(now, &mut batch);
+        assert_eq!(batch.len(), inputs);
+        queue.halve(&batch);
+    }
+}
+
+#[test]
 fn what_costs_more_than_the_budget_runs_alone() {
     check(&[(500, 0), (0, 0), (1, 0)], &[(&[0], Close::Full), (&[1, 2], Close::Idle)]);
     check(&[(1, 0), (500, 0)], &[(&[0], Close::Full), (&[1], Close::Full)]);

@@ -25,6 +25,22 @@ fn a_failed_step_ends_its_jobs_and_no_others() {
 }
 
 #[test]
+fn a_step_without_room_costs_no_job_its_end() {
+    for depth in [0, 1] {
+        let (model, gate) = gated(8, depth);
+        let (engine, events) = start(model);
+        for key in 0..5 {
+            engine.submit(job(key, 8)).unwrap();
+        }
+        gate.send(Fault::NoRoom).unwrap();
+        drop(gate);
+        for (key, (text, end)) in &listen(&events, 5) {
+            assert_eq!((text, end), (&spoken(&job(*key, 8)), &done(Finish::Length, 8)));
+        }
+    }
+}
+
+#[test]
 fn a_panic_ends_all_jobs_and_the_engine() {
     let (model, gate) = gated(8, 0);
     let (engine, events) = start(model);

@@ -138,6 +138,14 @@ impl<D: Dense> Whisper<D> {
         clips.iter().zip(boarded).map(seat).collect()
     }
 
+    /// What is remembered of clips is what was before a batch that came to nothing.
+    fn go_back(&mut self, clips: &[(usize, InputKey, &Clip)], before: Vec<(InputKey, Journey)>) {
+        for (_, key, _) in clips {
+            self.clips.remove(key);
+        }
+        self.clips.extend(before);
+    }
+
     /// Hears the windows, each in the slot of its seat, but no more once nobody wants them.
     fn hear(&mut self, seats: &[Seat<'_>], wanted: Wanted<'_>) -> Result<(), Error> {
         self.decoder.reserve(&mut self.device, seats.len().max(CANDIDATES), seats.len())?;
@@ -355,6 +363,8 @@ impl<D: Dense> Encoder for Whisper<D> {
                 _ => found[index] = Some(Turn::Failed("this model hears sound only".into())),
             }
         }
+        let before: Vec<(InputKey, Journey)> =
+            clips.iter().filter_map(|(_, key, _)| Some((*key, self.clips.get(key)?.clone()))).collect();
         let mut seats = Vec::new();
         for mut seat in self.board(&clips) {
             pass_silence(&mut seat.journey, seat.clip);
@@ -368,8 +378,13 @@ impl<D: Dense> Encoder for Whisper<D> {
         if !seats.is_empty() {
             let turns = self.transcribe(seats, wanted);
             // What the device could not do is known only now, and is told before what it came to.
-            self.device.step_end()?;
-            turns?.into_iter().for_each(|(index, turn)| found[index] = Some(turn));
+            match self.device.step_end().and(turns) {
+                Ok(turns) => turns.into_iter().for_each(|(index, turn)| found[index] = Some(turn)),
+                Err(error) => {
+                    self.go_back(&clips, before);
+                    return Err(error);
+                }
+            }
         }
         turns.extend(found.into_iter().map(|turn| turn.expect("every input of the batch has a turn")));
         Ok(())
