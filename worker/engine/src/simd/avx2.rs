@@ -48,6 +48,7 @@ impl Lanes for Ymm {
     type U = (__m256i, __m256i);
     const ACCUMULATORS: usize = 6;
     const DIRECT_TOKENS: usize = 2;
+    const INTEGER_ROWS: usize = 4;
     const BYTES_CENTRE: i32 = 0;
 
     both!(fma(a, b, c) _mm256_fmadd_ps);

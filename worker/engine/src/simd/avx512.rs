@@ -43,6 +43,7 @@ impl Lanes for Zmm {
     type U = __m512i;
     const ACCUMULATORS: usize = 24;
     const DIRECT_TOKENS: usize = 8;
+    const INTEGER_ROWS: usize = 4;
     const BYTES_CENTRE: i32 = UNSIGNED;
 
     #[inline(always)]

@@ -109,7 +109,10 @@ impl<const LAYOUT: usize, const PLANES: usize> Kernel for Of<LAYOUT, PLANES> {
                 panel += PAIR;
             }
             while panel < panels {
-                self.panels::<V, 4, 1>(panel);
+                match V::INTEGER_ROWS {
+                    1 => self.panels::<V, 1, 1>(panel),
+                    _ => self.panels::<V, 4, 1>(panel),
+                }
                 panel += 1;
             }
         }
@@ -176,12 +179,12 @@ impl<const LAYOUT: usize, const PLANES: usize> Of<LAYOUT, PLANES> {
         while row < self.0.rows {
             // SAFETY: the product's pointers; a tile is as wide as the rows that are left, or repeats the last of them.
             unsafe {
-                row += match self.0.rows - row {
-                    1 => self.tile::<V, 1, P, BYTES>(row, part, outputs),
-                    2 => self.tile::<V, 2, P, BYTES>(row, part, outputs),
-                    3 => self.tile::<V, 3, P, BYTES>(row, part, outputs),
-                    left if left > 4 => self.tile::<V, T, P, BYTES>(row, part, outputs),
-                    _ => self.tile::<V, 4, P, BYTES>(row, part, outputs),
+                row += match (T, self.0.rows - row) {
+                    (1, _) | (_, 1) => self.tile::<V, 1, P, BYTES>(row, part, outputs),
+                    (_, 2) => self.tile::<V, 2, P, BYTES>(row, part, outputs),
+                    (_, 3) => self.tile::<V, 3, P, BYTES>(row, part, outputs),
+                    (_, 4) => self.tile::<V, 4, P, BYTES>(row, part, outputs),
+                    _ => self.tile::<V, T, P, BYTES>(row, part, outputs),
                 };
             }
         }

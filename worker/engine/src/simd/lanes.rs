@@ -18,6 +18,8 @@ pub(super) trait Lanes: Copy {
     const ACCUMULATORS: usize;
     /// Up to so many tokens weights are unpacked in registers; beyond, to memory, for several tiles.
     const DIRECT_TOKENS: usize;
+    /// Rows that a panel of integers multiplies together.
+    const INTEGER_ROWS: usize;
     /// What [`Lanes::dot_bytes`] adds to each byte.
     const BYTES_CENTRE: i32;
 
@@ -146,6 +148,8 @@ impl Lanes for Portable {
     type U = [u32; LANES];
     const ACCUMULATORS: usize = 6;
     const DIRECT_TOKENS: usize = 2;
+    // Sums of several rows would be in memory, and their unrolled loops are two megabytes of the program.
+    const INTEGER_ROWS: usize = 1;
     const BYTES_CENTRE: i32 = 0;
 
     lanewise!(fma(a, b, c) a.mul_add(b, c));
