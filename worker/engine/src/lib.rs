@@ -5,6 +5,7 @@
 //! [`engine`] runs the loop and hands out events. Encoders have a loop of their own, [`encode`]: the bytes of [`tensors`],
 //! whole inputs in batches, directions, classes and transcripts out. Nothing here knows NATS, tokio or a request's envelope.
 
+mod allowance;
 pub mod backend;
 pub mod blocks;
 pub mod check;

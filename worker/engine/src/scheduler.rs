@@ -21,6 +21,7 @@ mod simulation;
 #[cfg(test)]
 mod tests;
 
+use crate::allowance::Allowance;
 use crate::blocks::Blocks;
 use crate::plan::{BLOCK_TOKENS, BlockId, Plan, Sampled, SequenceId, TokenId};
 use crate::sequence::{Sequence, StepId};
@@ -50,9 +51,6 @@ impl Limits {
         self.context.min(self.blocks.saturating_mul(BLOCK_TOKENS))
     }
 }
-
-/// Steps until one may have as many tokens again as the limit says, at most.
-const GROWTH: usize = 64;
 
 /// What the scheduler did with a sequence of its own accord.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,8 +99,8 @@ struct Flight {
 #[derive(Debug)]
 pub struct Scheduler {
     limits: Limits,
-    /// Tokens of a step now: fewer than the limit after one that the device had no room for.
-    step_tokens: usize,
+    /// Of a step.
+    step_tokens: Allowance,
     blocks: Blocks,
     sequences: HashMap<SequenceId, Sequence>,
     /// By age: the first is served first and preempted last.
@@ -131,7 +129,7 @@ impl Scheduler {
         assert!(limits.length_max() > 0 && limits.step_tokens > 0 && limits.sequences_max > 0);
         Self {
             limits,
-            step_tokens: limits.step_tokens,
+            step_tokens: Allowance::whole(limits.step_tokens),
             blocks: Blocks::new(limits.blocks),
             sequences: HashMap::new(),
             running: Vec::new(),
@@ -180,12 +178,12 @@ impl Scheduler {
         self.expire(now, notices);
         let mut flight = self.spare.pop().unwrap_or_default();
         flight.step = self.next_step;
-        let mut draft = Draft::new(plan, flight, self.step_tokens);
+        let mut draft = Draft::new(plan, flight, self.step_tokens.now());
         if self.continue_running(&mut draft) == Supply::Ample {
             self.admit(&mut draft, notices);
         }
         let Draft { mut flight, budget, .. } = draft;
-        flight.rows = self.step_tokens - budget;
+        flight.rows = self.step_tokens.now() - budget;
         if flight.sequences.is_empty() {
             self.spare.push(flight);
             return None;
@@ -215,7 +213,7 @@ impl Scheduler {
             "a step samples for those that its plan names"
         );
         self.note(&flight);
-        self.step_tokens += self.limits.step_tokens.div_ceil(GROWTH).min(self.limits.step_tokens - self.step_tokens);
+        self.step_tokens.grow();
         for &Sampled { sequence: id, token } in sampled {
             let Some(sequence) = self.sequences.get_mut(&id).filter(|sequence| flight.step >= sequence.since) else {
                 continue;
@@ -261,7 +259,7 @@ impl Scheduler {
         if rows <= 1 {
             return false;
         }
-        self.step_tokens = rows / 2;
+        self.step_tokens.halve(rows);
         let named = std::mem::take(&mut self.flights[at].sequences);
         for (id, _) in &named {
             if let Some(sequence) = self.sequences.get_mut(id) {

@@ -5,14 +5,14 @@
 //! starves; others of its kind join it in order, as far as the budget has room. What is left of their jobs steps behind
 //! the jobs that had none in it, so that one of many inputs does not keep all others waiting.
 //!
-//! A batch that the device has no room for comes again in halves, and batches grow back to the budget little by little:
-//! what others hold of a device comes and goes.
+//! A batch that the device has no room for comes again in halves, and batches grow back to the budget little by little.
 
 use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Budget, Cost, InputKey};
+use crate::allowance::Allowance;
 use crate::engine::JobKey;
 
 /// Why no more went into a batch.
@@ -43,9 +43,6 @@ impl Close {
         }
     }
 }
-
-/// Batches until one may be as large again as the budget says, at most.
-const GROWTH: usize = 64;
 
 /// An input that waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,9 +80,10 @@ pub enum Choice {
 /// Inputs that wait, in the order in which batches take them.
 #[derive(Debug)]
 pub struct Queue {
-    budget: Budget,
-    /// What a batch may hold now.
-    now: Budget,
+    /// Of a batch.
+    units: Allowance,
+    inputs: Allowance,
+    max_wait: Duration,
     waiting: VecDeque<(InputKey, Waiting)>,
     /// Jobs of the last batch: as many are hoped for again.
     last_jobs: usize,
@@ -95,7 +93,9 @@ impl Queue {
     /// Nothing waits.
     #[must_use]
     pub fn new(budget: Budget) -> Queue {
-        Queue { budget, now: budget, waiting: VecDeque::new(), last_jobs: 0 }
+        let Budget { units, inputs, max_wait } = budget;
+        let (units, inputs) = (Allowance::whole(units), Allowance::whole(inputs));
+        Queue { units, inputs, max_wait, waiting: VecDeque::new(), last_jobs: 0 }
     }
 
     /// An input waits, behind all others.
@@ -130,7 +130,7 @@ impl Queue {
             Room::None => Close::Full,
             Room::Some if batch.len() < self.waiting.len() => Close::Kind,
             Room::Some if !self.hopes(batch) => Close::Idle,
-            Room::Some => match oldest(batch).and_then(|since| since.checked_add(self.budget.max_wait)) {
+            Room::Some => match oldest(batch).and_then(|since| since.checked_add(self.max_wait)) {
                 Some(end) if now < end => {
                     batch.clear();
                     return Choice::Wait(end);
@@ -149,30 +149,29 @@ impl Queue {
 
     /// Takes back a batch that the device had no room for, ahead of all others: the next ones are half as large at most.
     pub fn halve(&mut self, batch: &[(InputKey, Waiting)]) {
-        let units: usize = batch.iter().map(|(_, input)| input.cost.units).sum();
-        self.now = Budget { units: units / 2, inputs: (batch.len() / 2).max(1), ..self.budget };
+        self.units.halve(batch.iter().map(|(_, input)| input.cost.units).sum());
+        self.inputs.halve(batch.len());
         batch.iter().rev().for_each(|input| self.waiting.push_front(*input));
     }
 
     /// There was room for a batch: the next one may be a little larger than the last.
     pub fn grow(&mut self) {
-        let more = |now: usize, most: usize| now.saturating_add(most.div_ceil(GROWTH)).min(most);
-        self.now.units = more(self.now.units, self.budget.units);
-        self.now.inputs = more(self.now.inputs, self.budget.inputs);
+        self.units.grow();
+        self.inputs.grow();
     }
 
     /// Copies what fits of the first input's kind to `batch`; the first fits always.
     fn gather(&self, kind: u32, batch: &mut Vec<(InputKey, Waiting)>) -> Room {
-        let mut left = self.now.units;
+        let (mut left, inputs) = (self.units.now(), self.inputs.now());
         let mut room = Room::Some;
         for (key, input) in self.waiting.iter().filter(|(_, input)| input.cost.kind == kind) {
-            if batch.is_empty() || (input.cost.units <= left && batch.len() < self.now.inputs) {
+            if batch.is_empty() || (input.cost.units <= left && batch.len() < inputs) {
                 left = left.saturating_sub(input.cost.units);
                 batch.push((*key, *input));
             } else {
                 room = Room::None;
             }
-            if left == 0 || batch.len() >= self.now.inputs {
+            if left == 0 || batch.len() >= inputs {
                 return Room::None;
             }
         }
@@ -183,7 +182,7 @@ impl Queue {
     /// goes on has waited for a batch already.
     fn hopes(&self, batch: &[(InputKey, Waiting)]) -> bool {
         let fresh = batch.iter().all(|(_, input)| input.turn == Which::First);
-        fresh && !self.budget.max_wait.is_zero() && jobs(batch).len() < self.last_jobs
+        fresh && !self.max_wait.is_zero() && jobs(batch).len() < self.last_jobs
     }
 }
 

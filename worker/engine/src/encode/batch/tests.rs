@@ -58,7 +58,7 @@ fn batches_without_room_are_halved_and_grow_back() {
     queue.halve(&half);
     assert_eq!(keys(&next(&mut queue)), [0]);
     assert_eq!(keys(&next(&mut queue)), [1], "as small as it was until there is room");
-    (0..GROWTH).for_each(|_| queue.grow());
+    (0..64).for_each(|_| queue.grow());
     assert_eq!(keys(&next(&mut queue)), [2, 3, 4, 5], "and no larger than the budget then");
 }
 
