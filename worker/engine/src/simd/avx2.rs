@@ -117,13 +117,14 @@ impl Lanes for Ymm {
         unsafe { (brain(from), brain(from.add(8))) }
     }
     #[inline(always)]
-    unsafe fn store_i8(to: *mut i8, x: Pair) {
+    unsafe fn store_i8(to: *mut i8, x: Pair) -> i32 {
         // SAFETY: see the head of this block; the caller's pointer is valid for 16 numbers.
         unsafe {
             let quarters = _mm256_packs_epi32(_mm256_cvtps_epi32(x.0), _mm256_cvtps_epi32(x.1));
             let ordered = _mm256_permute4x64_epi64::<0b11_01_10_00>(quarters);
             let bytes = _mm_packs_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256::<1>(ordered));
             _mm_storeu_si128(to.cast(), bytes);
+            sum_of_bytes(bytes)
         }
     }
     #[inline(always)]
@@ -170,7 +171,7 @@ impl Lanes for Ymm {
     #[inline(always)]
     unsafe fn fetch(from: *const u8) {
         // SAFETY: see the head of this block; any address may be asked for.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) };
     }
     #[inline(always)]
     unsafe fn store_nibbles(to: *mut u32, body: *const u32) {
@@ -181,11 +182,6 @@ impl Lanes for Ymm {
                 store_u32(to.add((word + 1) * LANES), nibbles::<false, 1>(body, word));
             }
         }
-    }
-    #[inline(always)]
-    unsafe fn halves(digits: *const i8) -> [i32; 2] {
-        // SAFETY: see the head of this block.
-        unsafe { halves(digits) }
     }
     /// Two products of 15 * 127 are added in 16 bits; eight such sums fit there too.
     #[inline(always)]
@@ -354,28 +350,18 @@ unsafe fn nibbles<const BYTES: bool, const ODD: usize>(body: *const u32, word: u
     }
 }
 
-/// The sums of the first and the last 16 bytes of 32.
+/// The sum of 16 signed bytes.
 ///
-/// # Safety
-/// AVX2 is there, and the pointer is valid for 32 bytes.
-#[inline(always)]
-pub(super) unsafe fn halves(digits: *const i8) -> [i32; 2] {
-    // SAFETY: the caller's duty.
-    unsafe {
-        // Sums of absolute differences are of unsigned bytes: 128 is added to each, and taken off again.
-        let unsigned = _mm256_xor_si256(_mm256_loadu_si256(digits.cast()), _mm256_set1_epi8(-128));
-        let eights = _mm256_sad_epu8(unsigned, _mm256_setzero_si256());
-        let [first, last] = [_mm256_castsi256_si128(eights), _mm256_extracti128_si256::<1>(eights)];
-        [sum_of_two(first) - 128 * LANES as i32, sum_of_two(last) - 128 * LANES as i32]
-    }
-}
-
 /// # Safety
 /// AVX2 is there.
 #[inline(always)]
-unsafe fn sum_of_two(x: __m128i) -> i32 {
+pub(super) unsafe fn sum_of_bytes(bytes: __m128i) -> i32 {
     // SAFETY: the caller's duty.
-    unsafe { _mm_cvtsi128_si32(_mm_add_epi32(x, _mm_unpackhi_epi64(x, x))) }
+    unsafe {
+        // Sums of absolute differences are of unsigned bytes: 128 is added to each, and taken off again.
+        let eights = _mm_sad_epu8(_mm_xor_si128(bytes, _mm_set1_epi8(-128)), _mm_setzero_si128());
+        _mm_cvtsi128_si32(_mm_add_epi32(eights, _mm_unpackhi_epi64(eights, eights))) - 128 * LANES as i32
+    }
 }
 
 /// Sums of neighbours of 16 bits.

@@ -90,9 +90,13 @@ impl Lanes for Zmm {
         }
     }
     #[inline(always)]
-    unsafe fn store_i8(to: *mut i8, x: __m512) {
+    unsafe fn store_i8(to: *mut i8, x: __m512) -> i32 {
         // SAFETY: see the head of this block.
-        unsafe { _mm_storeu_si128(to.cast(), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x))) }
+        unsafe {
+            let bytes = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x));
+            _mm_storeu_si128(to.cast(), bytes);
+            super::avx2::sum_of_bytes(bytes)
+        }
     }
     #[inline(always)]
     unsafe fn load_u32(from: *const u32) -> __m512i {
@@ -136,7 +140,7 @@ impl Lanes for Zmm {
     #[inline(always)]
     unsafe fn fetch(from: *const u8) {
         // SAFETY: see the head of this block; any address may be asked for.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) };
     }
     #[inline(always)]
     unsafe fn store_nibbles(to: *mut u32, body: *const u32) {
@@ -148,11 +152,6 @@ impl Lanes for Zmm {
                 _mm512_storeu_si512(to.add((2 * word + 1) * LANES).cast(), high);
             }
         }
-    }
-    #[inline(always)]
-    unsafe fn halves(digits: *const i8) -> [i32; 2] {
-        // SAFETY: see the head of this block.
-        unsafe { super::avx2::halves(digits) }
     }
     #[inline(always)]
     unsafe fn dot_nibbles<const T: usize, const P: usize, const BYTES: bool>(

@@ -54,7 +54,7 @@ impl Planes {
         }
     }
 
-    /// From how many means of its row on a block has lower bytes; none where that does not decide.
+    /// From how many means of its row on a block has lower bytes; none where all have or none has.
     const fn bound(self) -> Option<f32> {
         match self {
             Planes::Loud => Some(1.0),
@@ -75,7 +75,8 @@ impl Digits {
     }
 }
 
-/// Writes a row of numbers as digits, its planes side by side for each block.
+/// Writes a row of numbers as digits: the first planes of all blocks, and then their second ones, if there are two. Those
+/// who read the first ones alone find them side by side.
 ///
 /// # Panics
 /// When the row is not whole blocks, or `out` does not have the planes of each.
@@ -104,40 +105,36 @@ struct Digitise<'a> {
 impl Kernel for Digitise<'_> {
     #[inline(always)]
     unsafe fn run<V: Lanes>(self) {
-        let mut loud = 0.0;
-        let bound = self.planes.bound();
-        // SAFETY: `x` holds a block for every chunk of `out`.
+        let (firsts, seconds) = self.out.split_at_mut(self.out.len() / self.planes.count());
+        // SAFETY: `x` holds a block for every first plane.
         unsafe {
-            if let Some(bound) = bound {
-                for (block, planes) in self.out.chunks_exact_mut(2).enumerate() {
-                    let size = greatest::<V>(load::<V>(self.x, block));
-                    planes[0].scale = size;
-                    loud += size * size;
+            if seconds.is_empty() {
+                for (block, only) in firsts.iter_mut().enumerate() {
+                    let x = load::<V>(self.x, block);
+                    only.write::<V>(numbers::<V>(x, greatest::<V>(x), GREATEST[0]));
                 }
-                loud *= bound / (self.out.len() / 2) as f32;
+                return;
             }
-            for (block, planes) in self.out.chunks_exact_mut(self.planes.count()).enumerate() {
-                let x = load::<V>(self.x, block);
-                match planes {
-                    [only] => only.write::<V>(numbers::<V>(x, greatest::<V>(x), GREATEST[0])),
-                    [upper, lower] => {
-                        let size = if bound.is_some() { upper.scale } else { greatest::<V>(x) };
-                        pair::<V>((x, size), size * size >= loud, (upper, lower));
-                    }
-                    _ => unreachable!("one plane or two"),
-                }
+            let mut loud = 0.0;
+            for (block, upper) in firsts.iter_mut().enumerate() {
+                let size = greatest::<V>(load::<V>(self.x, block));
+                upper.scale = size;
+                loud += size * size;
+            }
+            loud *= self.planes.bound().unwrap_or(0.0) / firsts.len() as f32;
+            for (block, (upper, lower)) in firsts.iter_mut().zip(seconds).enumerate() {
+                let size = upper.scale;
+                pair::<V>((load::<V>(self.x, block), size), size * size >= loud, (upper, lower));
             }
         }
-        if self.planes.count() > 1 {
-            link(self.out);
-        }
+        link(firsts);
     }
 }
 
 /// Tells each block of two planes how far the next one with lower bytes is.
-fn link(row: &mut [Digits]) {
+fn link(uppers: &mut [Digits]) {
     let mut ahead = NONE;
-    for upper in row.iter_mut().step_by(2).rev() {
+    for upper in uppers.iter_mut().rev() {
         ahead = if upper.more() { 0 } else { ahead.saturating_add(1) };
         upper.ahead = ahead;
     }
@@ -201,9 +198,9 @@ impl Digits {
     unsafe fn write<V: Lanes>(&mut self, (digits, scale): ([V::F; 2], f32)) {
         // SAFETY: the caller's level; a block has 32 digits.
         unsafe {
-            V::store_i8(self.digits.as_mut_ptr(), digits[0]);
-            V::store_i8(self.digits.as_mut_ptr().add(LANES), digits[1]);
-            self.halves = V::halves(self.digits.as_ptr());
+            let first = V::store_i8(self.digits.as_mut_ptr(), digits[0]);
+            let last = V::store_i8(self.digits.as_mut_ptr().add(LANES), digits[1]);
+            self.halves = [first, last];
         }
         let sum = self.halves[0] + self.halves[1];
         // So small an integer is exact.
@@ -274,8 +271,8 @@ mod tests {
             (0..3 * BLOCK).map(|i| ((i * 7919 % 997) as f32 - 498.0) * [1.0, 9.0, 0.1][i / BLOCK]).collect();
         let mut first = [Digits::ZERO; 6];
         digitise(Level::Scalar, &x, Planes::Loud, &mut first);
-        assert_eq!([first[0].more(), first[2].more(), first[4].more()], [false, true, false]);
-        assert_ne!(first[3].digits, [0; BLOCK]);
+        assert_eq!([first[0].more(), first[1].more(), first[2].more()], [false, true, false]);
+        assert_ne!(first[4].digits, [0; BLOCK]);
         for level in Level::all() {
             let mut other = [Digits::ZERO; 6];
             digitise(level, &x, Planes::Loud, &mut other);
@@ -291,7 +288,7 @@ mod tests {
         let loud = |planes| {
             let mut digits = [Digits::ZERO; 16];
             digitise(Level::Scalar, &x, planes, &mut digits);
-            (0..8).filter(|block| digits[2 * block].more()).collect::<Vec<_>>()
+            (0..8).filter(|&block| digits[block].more()).collect::<Vec<_>>()
         };
         assert_eq!((loud(Planes::Loud), loud(Planes::Loudest)), (vec![1, 3], vec![3]));
     }

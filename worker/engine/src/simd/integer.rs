@@ -25,7 +25,7 @@ const UNPACKED: usize = SCRATCH / (PAIR * 2 * HALF);
 pub const STRIP_UNIT: usize = PAIR * LANES;
 
 /// Writes the outputs of panels `panels` of `weights`, and what follows them, to the columns of `out`, the first of which
-/// is the first row of the first panel. `rows` of inputs lie side by side, whole blocks of as many planes each.
+/// is the first row of the first panel. `rows` of inputs lie side by side, as [`digitise`](super::digits::digitise) wrote them.
 ///
 /// # Panics
 /// When shapes disagree, or the weights are no integers.
@@ -213,7 +213,7 @@ impl<const LAYOUT: usize, const PLANES: usize> Of<LAYOUT, PLANES> {
                         fetch::<V>(next, LAYOUTS[LAYOUT].block_bytes());
                     }
                 }
-                let x = inputs.map(|row| row.wrapping_add(block * PLANES));
+                let x = inputs.map(|row| row.wrapping_add(block));
                 Self::plane::<V, T, P, BYTES>(self.weights::<P, BYTES>(part, block), x, &mut sums);
             }
             const { assert!(T <= 6, "every row's turn comes below") };
@@ -241,12 +241,12 @@ impl<const LAYOUT: usize, const PLANES: usize> Of<LAYOUT, PLANES> {
             return;
         }
         let row = at.row(ROW);
-        // SAFETY: the product's pointers; where a plane says that there is more, another follows it.
+        // SAFETY: the product's pointers; second planes follow the first ones of a row.
         unsafe {
             let mut own = [sums[ROW]];
             let mut block = self.loud(row, part.first);
             while block < part.end {
-                let lower = self.input(row, block).wrapping_add(1);
+                let lower = self.input(row, self.0.blocks + block);
                 Self::plane::<V, 1, P, BYTES>(self.weights::<P, BYTES>(part, block), [lower], &mut own);
                 block = self.loud(row, block + 1);
             }
@@ -265,10 +265,10 @@ impl<const LAYOUT: usize, const PLANES: usize> Of<LAYOUT, PLANES> {
         block.saturating_add(ahead as usize)
     }
 
-    /// The first plane of a block of a row.
+    /// The first plane of a block of a row; the second one as many further as a row has blocks.
     #[inline(always)]
     fn input(self, row: usize, block: usize) -> *const Digits {
-        self.0.inputs.wrapping_add((row * self.0.blocks + block) * PLANES)
+        self.0.inputs.wrapping_add(row * self.0.blocks * PLANES + block)
     }
 
     /// A block of each of `P` panels, and where its integers are.
@@ -526,7 +526,7 @@ mod tests {
             let product = |memory: Digits| {
                 let mut digits = [memory; 6];
                 digitise(level, &x, Planes::Loud, &mut digits);
-                assert_eq!([0, 2, 4].map(|block| digits[block].more()), [false, true, false]);
+                assert_eq!([0, 1, 2].map(|block| digits[block].more()), [false, true, false]);
                 let mut out = [0.0; PAIR * LANES];
                 let strip = &mut Strip::whole(&mut out, PAIR * LANES);
                 multiply(level, (&digits, 1), (&weights, 0..PAIR), (then, strip), &mut Scratch::default());

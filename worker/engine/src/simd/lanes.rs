@@ -31,8 +31,8 @@ pub(super) trait Lanes: Copy {
     unsafe fn load_f16(from: *const u16) -> Self::F;
     unsafe fn store_f16(to: *mut u16, x: Self::F);
     unsafe fn load_bf16(from: *const u16) -> Self::F;
-    /// Integral numbers of -128 to 127; others become the nearest of those.
-    unsafe fn store_i8(to: *mut i8, x: Self::F);
+    /// Integral numbers of -128 to 127, others become the nearest of those; returns their sum.
+    unsafe fn store_i8(to: *mut i8, x: Self::F) -> i32;
     unsafe fn load_u32(from: *const u32) -> Self::U;
     /// A word of eight nibbles in each lane: the lower nibbles of its bytes are columns 0 to 3, the upper 4 to 7.
     unsafe fn nibble(x: Self::U, column: usize) -> Self::F;
@@ -46,8 +46,6 @@ pub(super) trait Lanes: Copy {
     unsafe fn fetch(from: *const u8);
     /// Writes each lane's 32 nibbles as bytes: eight words of four columns.
     unsafe fn store_nibbles(to: *mut u32, body: *const u32);
-    /// The sums of the first and the last 16 bytes of 32.
-    unsafe fn halves(digits: *const i8) -> [i32; 2];
     /// Adds each lane's 32 nibbles of each of `body`, as bytes where `BYTES`, times the 32 digits of each of `x`.
     unsafe fn dot_nibbles<const T: usize, const P: usize, const BYTES: bool>(
         body: [*const u32; P],
@@ -211,9 +209,11 @@ impl Lanes for Portable {
         std::array::from_fn(|i| f32::from_bits(u32::from(unsafe { *from.add(i) }) << 16))
     }
     #[inline(always)]
-    unsafe fn store_i8(to: *mut i8, x: Self::F) {
+    unsafe fn store_i8(to: *mut i8, x: Self::F) -> i32 {
+        let bytes = x.map(|x| x as i8);
         // SAFETY: the caller's pointer is valid for 16 numbers.
-        unsafe { to.cast::<[i8; LANES]>().write_unaligned(x.map(|x| x as i8)) }
+        unsafe { to.cast::<[i8; LANES]>().write_unaligned(bytes) };
+        bytes.into_iter().map(i32::from).sum()
     }
     #[inline(always)]
     unsafe fn load_u32(from: *const u32) -> Self::U {
@@ -248,12 +248,6 @@ impl Lanes for Portable {
             // SAFETY: the caller's block holds four words of each lane, its room eight.
             unsafe { to.add(word * LANES).cast::<Self::U>().write_unaligned(nibbles::<false>(body, word)) };
         }
-    }
-    #[inline(always)]
-    unsafe fn halves(digits: *const i8) -> [i32; 2] {
-        // SAFETY: the caller's pointer is valid for 32 digits.
-        let digits = unsafe { digits.cast::<[[i8; LANES]; 2]>().read() };
-        digits.map(|half| half.into_iter().map(i32::from).sum())
     }
     #[inline(always)]
     unsafe fn dot_nibbles<const T: usize, const P: usize, const BYTES: bool>(
