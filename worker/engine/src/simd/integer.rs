@@ -130,11 +130,12 @@ struct Part {
 
 impl<const LAYOUT: usize, const PLANES: usize> Of<LAYOUT, PLANES> {
     /// `P` panels, which stay in the first-level cache while all rows pass them, at most `T` together. For many rows
-    /// nibbles become bytes once. Parts are the same for few rows, since the order of sums is.
+    /// nibbles become bytes once; a few tiles do it each for itself, beside their products. Parts are the same for few
+    /// rows, since the order of sums is.
     #[inline(always)]
     unsafe fn panels<V: Lanes, const T: usize, const P: usize>(self, panel: usize) {
         let Product { rows, blocks, outputs, .. } = self.0;
-        let unpacks = LAYOUTS[LAYOUT].is_nibbles() && rows > 2 * T;
+        let unpacks = LAYOUTS[LAYOUT].is_nibbles() && rows > 3 * T;
         for first in (0..blocks).step_by(UNPACKED) {
             let part = Part { panel, first, end: blocks.min(first + UNPACKED) };
             let outputs = outputs.of_part(first == 0, part.end == blocks);
