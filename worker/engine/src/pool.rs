@@ -476,7 +476,7 @@ mod tests {
             }
             done.fetch_add(1, Ordering::SeqCst);
             match piece {
-                // The caller stays here until the other thread has come, and that with its first piece until all are done.
+                // The caller stays until the other thread has come, and that with its first piece until all are done.
                 0 => wait(&|| first.load(Ordering::SeqCst) != NONE),
                 4 => wait(&|| done.load(Ordering::SeqCst) == 8),
                 _ => {}

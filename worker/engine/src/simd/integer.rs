@@ -25,7 +25,8 @@ const UNPACKED: usize = SCRATCH / (PAIR * 2 * HALF);
 pub const STRIP_UNIT: usize = PAIR * LANES;
 
 /// Writes the outputs of panels `panels` of `weights`, and what follows them, to the columns of `out`, the first of which
-/// is the first row of the first panel. `rows` of inputs lie side by side, as [`digitise`](super::digits::digitise) wrote them.
+/// is the first row of the first panel. `rows` of inputs lie side by side, as [`digitise`](super::digits::digitise) wrote
+/// them.
 ///
 /// # Panics
 /// When shapes disagree, or the weights are no integers.

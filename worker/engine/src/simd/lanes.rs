@@ -42,7 +42,7 @@ pub(super) trait Lanes: Copy {
     unsafe fn sub_u32(a: Self::U, b: Self::U) -> Self::U;
     /// The nearest numbers to signed integers.
     unsafe fn from_i32(x: Self::U) -> Self::F;
-    /// Asks for a cache line that will be read.
+    /// Asks for a cache line that will be read, into the second-level cache: the first waits for few lines at a time.
     unsafe fn fetch(from: *const u8);
     /// Writes each lane's 32 nibbles as bytes: eight words of four columns.
     unsafe fn store_nibbles(to: *mut u32, body: *const u32);
