@@ -47,7 +47,7 @@ impl Engine for Noop {
         let chunk = Event::Chunk(String::from_utf8_lossy(&bytes).into_owned());
         let end = Event::Ended(End::Done { finish: Finish::Stop, input_tokens, output_tokens });
         // Nobody hears a job whose walk is over.
-        let _ = [Event::Started, chunk, end].into_iter().try_for_each(|event| events.send(event));
+        let _ = [chunk, end].into_iter().try_for_each(|event| events.send(event));
         Ok(())
     }
 

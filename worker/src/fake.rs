@@ -222,7 +222,6 @@ async fn live(
     jobs: Arc<Mutex<HashMap<u64, Option<Cancel>>>>,
     steps: Arc<AtomicU64>,
 ) {
-    let _ = events.send(Event::Started);
     let (chunks, mut end) = script(&work.ask);
     for (number, chunk) in chunks.into_iter().enumerate() {
         tokio::time::sleep(mood.step).await;

@@ -158,8 +158,6 @@ pub struct Generate {
 /// What happens to a job in the engine. Exactly one [`Event::Ended`], and nothing after it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// It is in a step for the first time.
-    Started,
     /// More of its answer: complete characters, never empty.
     Chunk(String),
     /// It is over.

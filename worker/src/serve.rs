@@ -152,7 +152,6 @@ async fn listen(
             event = feed.next(pace) => event,
         };
         match event {
-            Some(Event::Started) => {}
             Some(Event::Chunk(text)) => pace = telling.chunk(text, &mut last).await,
             Some(Event::Ended(end)) => return end,
             None => return End::Failed("the engine dropped the job".to_owned()),

@@ -40,7 +40,7 @@ impl Bench {
         };
         let loaded = load_on(&minilm(), settings, &Device::Processor(level)).expect("the model loads");
         let (sender, events) = channel();
-        let engine = Engine::start(loaded.encoder, 1, Box::new(move |event| drop(sender.send(event))));
+        let engine = Engine::start(loaded.encoder, 1, Box::new(sender));
         let encoder = loaded.tokens.expect("a model of texts");
         Bench { engine: engine.expect("a thread"), events, encoder, limit: loaded.info.context.expect("a limit") }
     }

@@ -23,7 +23,7 @@ fn main() {
     };
     let loaded = load(Path::new(model), settings).expect("a model of speech");
     let (sender, events) = channel();
-    let engine = Engine::start(loaded.encoder, 1, Box::new(move |event| drop(sender.send(event)))).expect("a thread");
+    let engine = Engine::start(loaded.encoder, 1, Box::new(sender)).expect("a thread");
     for path in clips {
         let samples = samples(path).into();
         let clip = Clip { samples, language: None, words: Words::Untimed };

@@ -1,7 +1,6 @@
 //! The engine as others see it: a handle to one OS thread that owns the device.
 //!
-//! Jobs go in through a bounded inbox, events come out through a callback on that thread; there is no other way in or
-//! out. The thread sleeps while it has no job. What [`Engine::submit`] lets in, the scheduler can finish: both read
+//! Jobs go in through a bounded inbox, events come out to a listener on that thread; there is no other way in or out. The thread sleeps while it has no job. What [`Engine::submit`] lets in, the scheduler can finish: both read
 //! the same [`Limits`].
 
 pub(crate) mod driver;
@@ -16,10 +15,11 @@ pub use job::{Cancel, End, Event, Finish, Job, JobKey, SubmitError};
 
 use crate::Error;
 use crate::backend::Activations;
+use crate::listener::Listener;
 use crate::model::Model;
 use crate::scheduler::Limits;
 use crate::text::Tokenizer;
-use driver::{Driver, Events};
+use driver::Driver;
 use mailbox::{Command, Mailbox};
 use reader::Vocabulary;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -104,7 +104,7 @@ impl Drop for Thread {
 }
 
 impl Engine {
-    /// Starts the thread. `events` is called on it, between steps: what takes long there delays every job.
+    /// Starts the thread. `listener` hears on it, between steps.
     ///
     /// # Errors
     /// When the configuration leaves no room for a step, or the thread cannot be started.
@@ -112,9 +112,9 @@ impl Engine {
         model: Box<dyn Model>,
         tokenizer: Arc<Tokenizer>,
         config: EngineConfig,
-        events: Box<dyn FnMut(Event) + Send>,
+        listener: Box<dyn Listener<Event>>,
     ) -> Result<Self, Error> {
-        Self::start_with(model, tokenizer, config, events)
+        Self::start_with(model, tokenizer, config, listener)
     }
 
     /// [`Self::start`] for any vocabulary.
@@ -122,7 +122,7 @@ impl Engine {
         mut model: Box<dyn Model>,
         vocabulary: Arc<dyn Vocabulary>,
         config: EngineConfig,
-        events: Events,
+        listener: Box<dyn Listener<Event>>,
     ) -> Result<Self, Error> {
         let shape = model.shape();
         let limits = Limits {
@@ -153,7 +153,7 @@ impl Engine {
             tokens_out: AtomicU64::new(0),
         });
         model.count_progress(Arc::clone(&shared.progress));
-        let driver = Driver::new(model, vocabulary, events, Arc::clone(&shared));
+        let driver = Driver::new(model, vocabulary, listener, Arc::clone(&shared));
         let join = std::thread::Builder::new()
             .name("engine".into())
             .spawn(move || driver.run())

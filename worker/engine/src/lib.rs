@@ -18,6 +18,7 @@ pub mod eval;
 #[doc(hidden)]
 pub mod fixture;
 pub mod gguf;
+pub mod listener;
 pub mod load;
 pub mod map;
 pub mod mel;

@@ -65,7 +65,7 @@ fn tokens(encoder: &TextEncoder, limit: usize, text: &str) -> Vec<u32> {
 /// One job of all texts.
 fn together(loaded: Loaded, inputs: Vec<Input>) -> Vec<Vec<f32>> {
     let (sender, events) = channel();
-    let engine = Engine::start(loaded.encoder, 1, Box::new(move |event| drop(sender.send(event)))).unwrap();
+    let engine = Engine::start(loaded.encoder, 1, Box::new(sender)).unwrap();
     engine.submit(Job { key: JobKey(1), inputs, deadline: None }).unwrap();
     assert!(matches!(events.recv_timeout(PATIENCE).unwrap(), Event::Started { .. }));
     let Event::Ended { end: End::Done(outputs), .. } = events.recv_timeout(PATIENCE).unwrap() else {

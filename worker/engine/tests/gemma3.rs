@@ -129,8 +129,7 @@ fn continuations_are_the_references_together() {
     assert!(template.is_none());
     assert_eq!((info.family.as_str(), info.layers, info.width, info.vocabulary), ("gemma3", 18, 640, 262_144));
     let (send, events) = channel();
-    let tell = Box::new(move |event| drop(send.send(event)));
-    let engine = Engine::start(model, tokenizer.clone(), config, tell).unwrap();
+    let engine = Engine::start(model, tokenizer.clone(), config, Box::new(send)).unwrap();
     let goldens = values("greedy.json");
     for (key, golden) in goldens.iter().enumerate() {
         let tokens = complete_tokens(&tokenizer, golden["prompt"].as_str().unwrap()).unwrap();

@@ -86,10 +86,7 @@ fn start(activations: Activations) -> Running {
     };
     let Loaded { model, tokenizer, template, .. } = load(&smollm2(), &config).unwrap();
     let (send, events) = channel();
-    let tell = Box::new(move |event| {
-        let _ = send.send(event);
-    });
-    let engine = Engine::start(model, tokenizer.clone(), config, tell).unwrap();
+    let engine = Engine::start(model, tokenizer.clone(), config, Box::new(send)).unwrap();
     Running { engine, events, template: template.expect("a chat model"), tokenizer }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use engine::engine as native;
+use engine::listener::Listener;
 use engine::model as models;
 use engine::text::{self, Message, Template, Tokenizer};
 use protocol::answer::Finish;
@@ -10,7 +11,7 @@ use protocol::request::Role;
 use protocol::{ErrorCode, Refusal};
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::routes::Routes;
+use super::routes::{Outbox, Routes};
 use super::{cancel, refusal};
 use crate::error::Error;
 use crate::model::{Ask, Cancel, End, Engine, Event, Life, Prompt, Reading, Stats, Work};
@@ -32,9 +33,7 @@ impl Decoder {
         settings: native::EngineConfig,
     ) -> Result<Self, Error> {
         let routes = Routes::default();
-        let out = routes.clone();
-        let events = Box::new(move |event| route(&out, event));
-        let engine = native::Engine::start(model, Arc::clone(&tokenizer), settings, events)?;
+        let engine = native::Engine::start(model, Arc::clone(&tokenizer), settings, Box::new(routes.outbox()))?;
         Ok(Self { engine, tokenizer, template, routes })
     }
 
@@ -110,11 +109,17 @@ fn message((role, text): &(Role, String)) -> Message {
     Message { role, content: text.clone() }
 }
 
-fn route(routes: &Routes, event: native::Event) {
-    match event {
-        native::Event::Started { key, .. } => routes.send(key.0, Event::Started),
-        native::Event::Chunk { key, text } => routes.send(key.0, Event::Chunk(text)),
-        native::Event::Ended { key, end } => routes.end(key.0, ended(end)),
+impl Listener<native::Event> for Outbox {
+    fn hear(&mut self, event: native::Event) {
+        match event {
+            native::Event::Started { .. } => {}
+            native::Event::Chunk { key, text } => self.put(key, Event::Chunk(text)),
+            native::Event::Ended { key, end } => self.put(key, Event::Ended(ended(end))),
+        }
+    }
+
+    fn pause(&mut self) {
+        self.send();
     }
 }
 

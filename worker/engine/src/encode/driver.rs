@@ -6,18 +6,16 @@ use super::meters::{Meters, Size};
 use super::{Encoder, End, Event, Input, InputKey, Job, Output, Turn};
 use crate::Error;
 use crate::engine::JobKey;
-use crate::engine::driver::panic_message;
+use crate::engine::driver::{panic_message, pause_surely};
 use crate::engine::job::Cancel;
 use crate::engine::mailbox::{Command, Patience, State};
+use crate::listener::Listener;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
-
-/// Who hears what happens.
-pub(super) type Events = Box<dyn FnMut(Event) + Send>;
 
 /// A job that is in.
 struct Active {
@@ -43,7 +41,7 @@ enum Stage {
 /// All that the thread owns.
 pub(super) struct Driver {
     encoder: Box<dyn Encoder>,
-    events: Events,
+    listener: Box<dyn Listener<Event>>,
     shared: Arc<Shared>,
     queue: Queue,
     /// By their first input.
@@ -59,12 +57,12 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    pub(super) fn new(encoder: Box<dyn Encoder>, events: Events, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(encoder: Box<dyn Encoder>, listener: Box<dyn Listener<Event>>, shared: Arc<Shared>) -> Self {
         Self {
             queue: Queue::new(encoder.budget()),
             meters: Meters::new(encoder.family()),
             encoder,
-            events,
+            listener,
             shared,
             jobs: BTreeMap::new(),
             entering: None,
@@ -95,13 +93,14 @@ impl Driver {
         for key in inside.chain(self.entering).chain(outside) {
             self.shared.jobs.fetch_sub(1, Ordering::AcqRel);
             let end = end.clone();
-            let events = &mut self.events;
+            let listener = &mut self.listener;
             // The listener may be what panicked: the other jobs are to hear of their end all the same.
-            let told = catch_unwind(AssertUnwindSafe(|| events(Event::Ended { key, end })));
+            let told = catch_unwind(AssertUnwindSafe(|| listener.hear(Event::Ended { key, end })));
             if told.is_err() {
                 tracing::error!(key = key.0, "the listener panicked at a job's end");
             }
         }
+        pause_surely(&mut *self.listener);
         self.shared.running.store(0, Ordering::Relaxed);
         self.shared.waiting.store(0, Ordering::Relaxed);
     }
@@ -128,6 +127,7 @@ impl Driver {
             };
             self.batch = batch;
             self.shared.waiting.store(self.queue.len(), Ordering::Relaxed);
+            self.listener.pause();
         }
     }
 
@@ -183,7 +183,7 @@ impl Driver {
             let job = self.job(*key);
             if std::mem::replace(&mut job.stage, Stage::Started) == Stage::Waits {
                 let key = job.key;
-                (self.events)(Event::Started { key });
+                self.listener.hear(Event::Started { key });
             }
         }
         let size = Size {
@@ -195,6 +195,7 @@ impl Driver {
         self.shared.waiting.store(self.queue.len(), Ordering::Relaxed);
         let mut turns = std::mem::take(&mut self.turns);
         turns.clear();
+        self.listener.pause();
         let began = Instant::now();
         let computed = self.compute(batch, &mut turns);
         self.meters.ends(&self.shared, began.elapsed());
@@ -248,7 +249,7 @@ impl Driver {
             Turn::More(text) => {
                 self.queue.push(key, Waiting { turn: Which::Next, since: Instant::now(), ..waiting });
                 if !text.is_empty() {
-                    (self.events)(Event::Chunk { key: waiting.job, text });
+                    self.listener.hear(Event::Chunk { key: waiting.job, text });
                 }
             }
             Turn::Done(output) => {
@@ -288,7 +289,7 @@ impl Driver {
             }
         }
         self.shared.jobs.fetch_sub(1, Ordering::AcqRel);
-        (self.events)(Event::Ended { key: job.key, end });
+        self.listener.hear(Event::Ended { key: job.key, end });
     }
 }
 

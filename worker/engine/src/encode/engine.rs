@@ -1,13 +1,13 @@
 //! The encoders' engine as others see it: a handle to one OS thread that owns the device.
 //!
-//! As [`crate::engine`], for jobs that are lists of inputs: a bounded inbox in, events through a callback on the thread
-//! out. It sleeps while it has no job.
+//! As [`crate::engine`], for jobs that are lists of inputs: a bounded inbox in, events to a listener on the thread out. It sleeps while it has no job.
 
-use super::driver::{Driver, Events};
-use super::{Encoder, Job};
+use super::driver::Driver;
+use super::{Encoder, Event, Job};
 use crate::Error;
 use crate::engine::mailbox::{Command, Mailbox};
 use crate::engine::{Cancel, JobKey, SubmitError};
+use crate::listener::Listener;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -71,12 +71,15 @@ impl Drop for Thread {
 }
 
 impl Engine {
-    /// Starts the thread, which takes up to `jobs_max` jobs. `events` is called on it, between batches: what takes long
-    /// there delays every job.
+    /// Starts the thread, which takes up to `jobs_max` jobs. `listener` hears on it, between batches.
     ///
     /// # Errors
     /// When a batch could hold no input, or the thread cannot be started.
-    pub fn start(mut encoder: Box<dyn Encoder>, jobs_max: usize, events: Events) -> Result<Self, Error> {
+    pub fn start(
+        mut encoder: Box<dyn Encoder>,
+        jobs_max: usize,
+        listener: Box<dyn Listener<Event>>,
+    ) -> Result<Self, Error> {
         let budget = encoder.budget();
         if budget.inputs == 0 || jobs_max == 0 {
             return Err(Error::Unsupported(format!("nothing can run within {budget:?} and {jobs_max} jobs")));
@@ -95,7 +98,7 @@ impl Engine {
             last_batch_nanos: AtomicU64::new(0),
         });
         encoder.count_progress(Arc::clone(&shared.progress));
-        let driver = Driver::new(encoder, events, Arc::clone(&shared));
+        let driver = Driver::new(encoder, listener, Arc::clone(&shared));
         let join = std::thread::Builder::new()
             .name("encoder".into())
             .spawn(move || driver.run())

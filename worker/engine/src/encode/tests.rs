@@ -1,5 +1,6 @@
 use super::*;
 use crate::engine::{Cancel, JobKey, SubmitError};
+use crate::listener::Gathering;
 use proptest::prelude::*;
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
@@ -132,7 +133,7 @@ fn start_with(budget: Budget, gate: Option<Receiver<()>>) -> Bench {
     let (turns_had, progress) = (HashMap::new(), Arc::default());
     let fake = Fake { budget, gate, turns_had, room: Arc::clone(&room), seen: Arc::clone(&seen), progress };
     let (sender, events) = channel();
-    let engine = Engine::start(Box::new(fake), 64, Box::new(move |event| drop(sender.send(event)))).unwrap();
+    let engine = Engine::start(Box::new(fake), 64, Box::new(Gathering::new(sender))).unwrap();
     Bench { engine, events, room, seen }
 }
 

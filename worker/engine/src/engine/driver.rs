@@ -6,6 +6,7 @@ use super::mailbox::{Command, Patience, State};
 use super::meters::Meters;
 use super::reader::{Reader, Vocabulary};
 use crate::Error;
+use crate::listener::Listener;
 use crate::model::{Model, Ticket};
 use crate::plan::{Plan, Sampled, SequenceId};
 use crate::scheduler::{Ending, Notice, Scheduler};
@@ -15,9 +16,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
-
-/// Who hears what happens.
-pub(super) type Events = Box<dyn FnMut(Event) + Send>;
 
 /// A job that is in.
 struct Active {
@@ -38,7 +36,7 @@ struct Flight {
 pub(super) struct Driver {
     model: Box<dyn Model>,
     vocabulary: Arc<dyn Vocabulary>,
-    events: Events,
+    listener: Box<dyn Listener<Event>>,
     shared: Arc<Shared>,
     scheduler: Scheduler,
     jobs: HashMap<SequenceId, Active>,
@@ -60,13 +58,13 @@ impl Driver {
     pub(super) fn new(
         model: Box<dyn Model>,
         vocabulary: Arc<dyn Vocabulary>,
-        events: Events,
+        listener: Box<dyn Listener<Event>>,
         shared: Arc<Shared>,
     ) -> Self {
         Self {
             model,
             vocabulary,
-            events,
+            listener,
             scheduler: Scheduler::new(shared.limits),
             shared,
             jobs: HashMap::new(),
@@ -102,13 +100,14 @@ impl Driver {
         for key in inside.chain(self.entering).chain(outside) {
             self.shared.jobs.fetch_sub(1, Ordering::AcqRel);
             let end = end.clone();
-            let events = &mut self.events;
+            let listener = &mut self.listener;
             // The listener may be what panicked: the other jobs are to hear of their end all the same.
-            let told = catch_unwind(AssertUnwindSafe(|| events(Event::Ended { key, end })));
+            let told = catch_unwind(AssertUnwindSafe(|| listener.hear(Event::Ended { key, end })));
             if told.is_err() {
                 tracing::error!(key = key.0, "the listener panicked at a job's end");
             }
         }
+        pause_surely(&mut *self.listener);
         self.shared.running.store(0, Ordering::Relaxed);
     }
 
@@ -124,6 +123,7 @@ impl Driver {
             }
             self.step();
             self.meters.stands(&self.shared, &self.scheduler);
+            self.listener.pause();
         }
     }
 
@@ -162,6 +162,7 @@ impl Driver {
         let now = Instant::now();
         let step = self.scheduler.plan(now, &mut self.plan, &mut self.notices);
         self.tell();
+        self.listener.pause();
         match step {
             Some(step) => {
                 self.launch(step, now);
@@ -199,7 +200,7 @@ impl Driver {
         if let Err(error) = self.model.collect(flight.ticket, &mut self.sampled) {
             return self.fail(flight.step, &error, flight.planned);
         }
-        let (jobs, events) = (&mut self.jobs, &mut self.events);
+        let (jobs, listener) = (&mut self.jobs, &mut self.listener);
         let mut read = 0;
         let judge = |id: SequenceId, token| {
             let job = jobs.get_mut(&id).expect("a sequence has a job");
@@ -207,7 +208,7 @@ impl Driver {
             read += 1;
             let verdict = job.reader.read(token);
             if let Some(text) = job.reader.take_text() {
-                events(Event::Chunk { key: job.key, text });
+                listener.hear(Event::Chunk { key: job.key, text });
             }
             verdict
         };
@@ -244,7 +245,7 @@ impl Driver {
                 Notice::Started(id, cached_tokens) => {
                     let job = &self.jobs[&id];
                     self.meters.took_in(&self.shared, job.input_tokens, cached_tokens);
-                    (self.events)(Event::Started { key: job.key, cached_tokens });
+                    self.listener.hear(Event::Started { key: job.key, cached_tokens });
                 }
                 Notice::Ended(id, Ending::Stop) => self.done(id, Finish::Stop),
                 Notice::Ended(id, Ending::Length) => self.done(id, Finish::Length),
@@ -263,7 +264,7 @@ impl Driver {
             input_tokens: job.input_tokens,
         };
         if let Some(text) = job.reader.take_text() {
-            (self.events)(Event::Chunk { key: job.key, text });
+            self.listener.hear(Event::Chunk { key: job.key, text });
         }
         self.end(id, end);
     }
@@ -273,7 +274,14 @@ impl Driver {
     fn end(&mut self, id: SequenceId, end: End) {
         let key = self.jobs.remove(&id).expect("a sequence has a job").key;
         self.shared.jobs.fetch_sub(1, Ordering::AcqRel);
-        (self.events)(Event::Ended { key, end });
+        self.listener.hear(Event::Ended { key, end });
+    }
+}
+
+/// The last pause of a listener that may have panicked before.
+pub(crate) fn pause_surely<E>(listener: &mut dyn Listener<E>) {
+    if catch_unwind(AssertUnwindSafe(|| listener.pause())).is_err() {
+        tracing::error!("the listener panicked at the engine's end");
     }
 }
 

@@ -4,6 +4,7 @@ mod storm;
 use super::reader::Decode;
 use super::*;
 use crate::backend::Activations;
+use crate::listener::{Gathering, Listener};
 use crate::model::Shape;
 use crate::plan::{BLOCK_TOKENS, TokenId};
 use crate::prefix::Scope;
@@ -68,8 +69,8 @@ fn config() -> EngineConfig {
 
 fn start(model: Fake) -> (Engine, Receiver<Event>) {
     let (sender, receiver) = channel();
-    let events = Box::new(move |event| drop(sender.send(event)));
-    let engine = Engine::start_with(Box::new(model), Arc::new(Letters), config(), events);
+    let listener = Box::new(Gathering::new(sender));
+    let engine = Engine::start_with(Box::new(model), Arc::new(Letters), config(), listener);
     (engine.expect("the configuration is good"), receiver)
 }
 

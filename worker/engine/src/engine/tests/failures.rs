@@ -56,17 +56,31 @@ fn a_panic_ends_all_jobs_and_the_engine() {
     engine.stop();
 }
 
+/// Panics at the first chunk.
+struct PanicsOnce {
+    mood: Mood,
+    out: Sender<Event>,
+}
+
+#[derive(PartialEq)]
+enum Mood {
+    Tense,
+    Calm,
+}
+
+impl Listener<Event> for PanicsOnce {
+    fn hear(&mut self, event: Event) {
+        if matches!(event, Event::Chunk { .. }) && std::mem::replace(&mut self.mood, Mood::Calm) == Mood::Tense {
+            panic!("the listener panics as asked");
+        }
+        self.out.hear(event);
+    }
+}
+
 #[test]
 fn a_listener_that_panics_takes_no_end_from_others() {
     let (sender, events) = channel();
-    let mut panics = 1;
-    let listener = Box::new(move |event| {
-        if panics > 0 && matches!(event, Event::Chunk { .. }) {
-            panics -= 1;
-            panic!("the listener panics as asked");
-        }
-        drop(sender.send(event));
-    });
+    let listener = Box::new(PanicsOnce { mood: Mood::Tense, out: sender });
     let engine = Engine::start_with(Box::new(free(8)), Arc::new(Letters), config(), listener).unwrap();
     engine.submit(job(1, 5)).unwrap();
     assert!(matches!(listen(&events, 1)[&1].1, End::Failed(_)));

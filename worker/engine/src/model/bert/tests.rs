@@ -143,7 +143,7 @@ fn a_file_becomes_an_engine_that_answers() {
     assert!((file / 2..=file).contains(&needs.weights) && needs.workspace > 0, "{needs:?} of {file} bytes");
     let (tokens, limit) = (loaded.tokens.unwrap(), loaded.info.context.unwrap());
     let (sender, events) = channel();
-    let engine = Engine::start(loaded.encoder, 4, Box::new(move |event| drop(sender.send(event)))).unwrap();
+    let engine = Engine::start(loaded.encoder, 4, Box::new(sender)).unwrap();
     let input = |text: &str| match tokens.encode(text, limit, Excess::Refuse).unwrap() {
         Encoded::Whole(tokens) => Input::Tokens(tokens),
         other => panic!("{other:?}"),
