@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use protocol::record::{End, Record};
+use protocol::record::{Ended, How};
 use protocol::token::Token;
 use runtime::bus::Arrival;
 use runtime::cache::Responses;
@@ -66,10 +66,10 @@ impl Leases {
 
     /// A job came to its end. After an answer the lease lapses by itself: the worker writes the cache just after the
     /// record, and whoever asks in between follows this job and finds the record.
-    pub fn ended(self: &Arc<Self>, record: &Record) {
-        let key = (record.tenant.clone(), record.job.clone());
+    pub fn ended(self: &Arc<Self>, ended: &Ended) {
+        let key = (ended.tenant.clone(), ended.job.clone());
         let held = self.held().remove(&key);
-        if let (Some(held), End::Failed(_)) = (held, &record.end) {
+        if let (Some(held), How::Failed) = (held, &ended.how) {
             self.give_up(held.name, key.1);
         }
     }
@@ -109,7 +109,7 @@ impl Leases {
     async fn renew_one(self: &Arc<Self>, bus: &Bus, key: Key, held: Held) {
         // Ends are not heard while the connection is away.
         if let Ok(Some(record)) = records::result(bus, &key.0, &key.1).await {
-            return self.ended(&record);
+            return self.ended(&Ended::from(&record));
         }
         if clock::now_ms() >= held.deadline_ms {
             self.forget(&key);
@@ -169,7 +169,6 @@ impl Drop for Lead {
 #[cfg(test)]
 mod tests {
     use ::tests::servers::RedisServer;
-    use protocol::{ErrorCode, Refusal, WIRE_VERSION};
     use runtime::cache::{Found, Lease};
     use runtime::config::Redis;
 
@@ -219,16 +218,7 @@ mod tests {
         assert_eq!(leases.due(Instant::now() + RENEW).len(), 1);
         assert_eq!(leases.due(Instant::now() + RENEW / 2).len(), 0, "it is kept for a while");
         let (tenant, job) = key("a");
-        leases.ended(&Record {
-            version: WIRE_VERSION,
-            job,
-            tenant,
-            format: protocol::request::Format::Raw,
-            settled_ms: 1,
-            end: End::Failed(Refusal::new(ErrorCode::Internal, "")),
-            session: None,
-            cache_key: None,
-        });
+        leases.ended(&Ended { job, tenant, how: How::Failed });
         leases.finish().await;
         assert_eq!(holder(&responses, "b").await, key("b").1);
         assert!(leases.due(Instant::now() + RENEW).is_empty());

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use protocol::record::{End, Record};
+use protocol::answer::CacheOutcome;
+use protocol::record::{Ended, How};
 
 /// Ends are counted over windows of this length.
 const WINDOW: Duration = Duration::from_secs(5);
@@ -33,11 +34,9 @@ pub struct Pace(Mutex<HashMap<String, Window>>);
 
 impl Pace {
     /// A job came to an end.
-    pub fn observe(&self, record: &Record) {
-        if let End::Done(answer) = &record.end
-            && answer.cache == protocol::answer::CacheOutcome::Miss
-        {
-            self.count(&answer.model, Instant::now());
+    pub fn observe(&self, ended: &Ended) {
+        if let How::Done { model, cache: CacheOutcome::Miss } = &ended.how {
+            self.count(model, Instant::now());
         }
     }
 

@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock, RwLock};
 use std::time::{Duration, Instant};
 
-use protocol::record::Record;
+use protocol::record::Ended;
 use runtime::cache::Responses;
 use runtime::health::{self, Health};
 use runtime::records;
@@ -96,9 +96,9 @@ async fn assemble(bus: Bus, sessions: Sessions, config: Checked) -> Result<Dispa
     let responses = Responses::new(&common.redis)?;
     let leases = Arc::new(Leases::new(responses.clone()));
     let (paced, leased) = (Arc::clone(&pace), Arc::clone(&leases));
-    let observe = move |record: &Record| {
-        paced.observe(record);
-        leased.ended(record);
+    let observe = move |ended: &Ended| {
+        paced.observe(ended);
+        leased.ended(ended);
     };
     Ok(Dispatcher {
         sessions,

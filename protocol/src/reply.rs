@@ -67,7 +67,7 @@ pub struct ErrorDetail {
 /// The whole answer in one message.
 #[must_use]
 pub fn whole(answer: &Answer, format: Format) -> Frame {
-    let headers = base(&answer.job, "done", content_type(answer, format))
+    let headers = base(&answer.job, header::DONE, content_type(answer, format))
         .with(header::MODEL, &answer.model)
         .with(header::CACHE, answer.cache.as_str())
         .with(header::KIND, answer.kind());
@@ -150,7 +150,7 @@ pub fn given(of: &ChunkOf<'_>, given: &Given, format: Format) -> Frame {
 /// The end mark of a stream that went well.
 #[must_use]
 pub fn end_done(answer: &Answer) -> Frame {
-    let headers = base(&answer.job, "done", TEXT)
+    let headers = base(&answer.job, header::DONE, TEXT)
         .with(header::MODEL, &answer.model)
         .with(header::CACHE, answer.cache.as_str())
         .with(header::FINISH, answer.finish_reason.as_str())
@@ -265,7 +265,7 @@ fn base(job: &Token, status: &str, content_type: &str) -> Headers {
 fn error_headers(job: Option<&Token>, refusal: &Refusal, content_type: &str) -> Headers {
     // A header is one line: a message never holds a line break on the wire.
     let line = format!("{}: {}", refusal.code, refusal.message).replace(['\r', '\n'], " ");
-    let mut headers = Headers::new().with(header::CONTENT_TYPE, content_type).with(header::STATUS, "failed");
+    let mut headers = Headers::new().with(header::CONTENT_TYPE, content_type).with(header::STATUS, header::FAILED);
     if let Some(job) = job {
         headers.insert(header::JOB, job.as_str());
     }

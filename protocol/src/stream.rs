@@ -101,7 +101,7 @@ pub struct Stream {
     pub duplicate_window: Duration,
     /// Time to live of single messages.
     pub ttl: MessageTtl,
-    /// Where stored messages are republished.
+    /// Where the headers of stored messages are republished.
     pub republish: Option<(&'static str, &'static str)>,
 }
 

@@ -21,7 +21,7 @@ pub const SUBMIT_ALL: &str = "submit.*";
 pub const JOBS_ALL: &str = "jobs.*.*.*";
 /// Every result.
 pub const RESULTS_ALL: &str = "result.*.*";
-/// Every result as it is stored, republished.
+/// The headers of every result as it is stored, republished.
 pub const DONE_ALL: &str = "done.*.*";
 /// Every id record.
 pub const IDS_ALL: &str = "id.*.*";
@@ -105,13 +105,13 @@ pub fn result(tenant: &Token, job: &Token) -> String {
     format!("result.{tenant}.{job}")
 }
 
-/// Where that record is republished as it is stored.
+/// Where the headers of that record are republished as it is stored.
 #[must_use]
 pub fn done(tenant: &Token, job: &Token) -> String {
     format!("done.{tenant}.{job}")
 }
 
-/// Tenant and job of a republished record.
+/// Tenant and job of what is republished there.
 #[must_use]
 pub fn done_job(subject: &str) -> Option<(Token, Token)> {
     tenant_and_job(subject, "done")

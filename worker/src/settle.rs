@@ -32,6 +32,7 @@ mod step;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::AckKind;
+use bytes::Bytes;
 use protocol::answer::{Answer, Usage};
 use protocol::header::{self, Headers};
 use protocol::job::{Job, Turn};
@@ -133,9 +134,22 @@ fn by_deadline(delay: Duration, case: &Case) -> Duration {
     }
 }
 
+/// A record, and its bytes.
+#[derive(Clone, Debug)]
+struct Written {
+    record: Record,
+    bytes: Bytes,
+}
+
+impl Written {
+    fn new(record: Record) -> Self {
+        Self { bytes: record.encode(), record }
+    }
+}
+
 /// The record that stands: this one, or the one that stood before.
-async fn store(worker: &Worker, delivery: &Delivery, record: Record) -> Result<Record, InVain> {
-    match retry(worker, delivery, || records::store_result(&worker.bus, &record)).await? {
+async fn store(worker: &Worker, delivery: &Delivery, Written { record, bytes }: Written) -> Result<Record, InVain> {
+    match retry(worker, delivery, || records::store_encoded(&worker.bus, &record, bytes.clone())).await? {
         Stored::Created => {
             let outcome = match &record.end {
                 End::Done(_) => "done",
@@ -213,7 +227,7 @@ fn turn(delivery: &Delivery) -> Option<Turn> {
 }
 
 /// The record of an end. `None` where nobody knows whose job it is.
-fn record(worker: &Worker, delivery: &Delivery, end: End) -> Option<Record> {
+fn record(worker: &Worker, delivery: &Delivery, end: End) -> Option<Written> {
     let (tenant, job) = delivery.whose()?;
     let record = |end, session, cache_key| Record {
         version: WIRE_VERSION,
@@ -229,17 +243,17 @@ fn record(worker: &Worker, delivery: &Delivery, end: End) -> Option<Record> {
         Ok(job) => (spoken(delivery, job, &end), job.cache_key.clone()),
         Err(_) => (None, None),
     };
-    let whole = record(end, session, cache_key);
+    let whole = Written::new(record(end, session, cache_key));
     let most = worker.bus.client.max_payload().saturating_sub(RECORD_SPARE_BYTES);
     let Some(excess) = excess(&whole, most) else { return Some(whole) };
     let refusal = Refusal::new(ErrorCode::TooLarge, excess);
-    let session = whole.session.map(|turn| SessionTurn { input: Vec::new(), answer: None, ..turn });
-    Some(record(End::Failed(refusal), session, None))
+    let session = whole.record.session.map(|turn| SessionTurn { input: Vec::new(), answer: None, ..turn });
+    Some(Written::new(record(End::Failed(refusal), session, None)))
 }
 
 /// Why an end cannot be stored, or not be said in the format that was asked for; `None` where it can be both.
-fn excess(record: &Record, most: usize) -> Option<String> {
-    let stored = record.encode().len();
+fn excess(Written { record, bytes }: &Written, most: usize) -> Option<String> {
+    let stored = bytes.len();
     if stored > most {
         return Some(format!("input and answer together exceed {most} bytes"));
     }
@@ -291,7 +305,7 @@ async fn dead(worker: &Worker, delivery: &Delivery, reason: &str, case: &Case, r
     match store(worker, delivery, record.clone()).await {
         Ok(record) => finish(worker, delivery, &record, reply).await,
         // Somebody's record stands and cannot be read: with the dead letter stored, the sender may be told.
-        Err(InVain::Unwritable) => finish(worker, delivery, &record, reply).await,
+        Err(InVain::Unwritable) => finish(worker, delivery, &record.record, reply).await,
         Err(InVain::Full) => later(worker, delivery, Attempt::Counts, case).await,
         Err(InVain::Quitting) => {}
     }

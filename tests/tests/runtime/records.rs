@@ -4,17 +4,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use async_nats::jetstream::stream::Republish;
 use bytes::Bytes;
+use futures::StreamExt;
 use protocol::header::Headers;
-use protocol::record::IdRecord;
+use protocol::record::{Ended, IdRecord};
 use protocol::{stream, subject};
+use runtime::bus::{apply_streams, headers_in};
 use runtime::records::{
     IdClaim, Stored, claim_id, dead_letter, forgive, forgiven, id, result, store_result, watch_done, watch_done_with,
 };
 use tests::servers::NatsServer;
 use tokio::time::timeout;
 
-use crate::setup::{job, record, streams, tenant};
+use crate::setup::{job, limits, record, streams, tenant};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -125,6 +128,24 @@ async fn who_waits_hears_of_the_record_as_it_is_stored() {
     assert_eq!(done.waiting(), 1);
     drop(other);
     assert_eq!((done.waiting(), seen.load(Ordering::Relaxed)), (0, 1));
+}
+
+#[tokio::test]
+async fn only_headers_are_republished_also_by_a_stream_that_was_there() {
+    let server = NatsServer::start();
+    let bus = streams(&server).await;
+    let mut config = bus.js.get_stream(stream::RESULTS).await.unwrap().info().await.unwrap().config.clone();
+    config.republish = config.republish.map(|whole| Republish { headers_only: false, ..whole });
+    bus.js.update_stream(config).await.unwrap();
+    apply_streams(&bus, &limits()).await.unwrap();
+    let mut heard = bus.client.subscribe(subject::DONE_ALL).await.unwrap();
+    bus.client.flush().await.unwrap();
+    let truth = record("a", "x");
+    store_result(&bus, &truth).await.unwrap();
+    let message = timeout(SOON, heard.next()).await.unwrap().unwrap();
+    assert!(message.payload.is_empty());
+    let headers = headers_in(&message.headers.unwrap());
+    assert_eq!(Ended::read(subject::done_job(&message.subject).unwrap(), &headers), Ended::from(&truth));
 }
 
 #[tokio::test]

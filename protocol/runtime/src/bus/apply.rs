@@ -128,7 +128,8 @@ fn stream_config(stream: &Stream, replicas: usize) -> Config {
         republish: stream.republish.map(|(source, destination)| Republish {
             source: source.to_owned(),
             destination: destination.to_owned(),
-            headers_only: false,
+            // Who waits for a record reads it; most are waited for by nobody.
+            headers_only: true,
         }),
         ..Config::default()
     }

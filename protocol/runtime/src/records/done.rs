@@ -5,22 +5,25 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use futures::StreamExt;
-use protocol::record::Record;
+use protocol::record::{Ended, Record};
 use protocol::subject;
 use protocol::token::Token;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use crate::bus::headers_in;
 use crate::{Bus, Error, clock};
 
 /// Most waiters of a process: what a dispatcher may have in hand, with room.
 const WAITERS_MAX: usize = 65_536;
-/// How often a waiter looks into RESULTS: republished records are lost while the connection is.
+/// How often a waiter looks into RESULTS: what is republished is lost while the connection is.
 const LOOK: Duration = Duration::from_secs(2);
 
 type Key = (Token, Token);
-type Waiters = HashMap<Key, Vec<(u64, oneshot::Sender<Record>)>>;
+type Waiters = HashMap<Key, Waiting>;
+/// Those who wait for the same job, by their numbers.
+type Waiting = Vec<(u64, oneshot::Sender<Record>)>;
 
 /// Watches records as they are stored; cheap to clone.
 #[derive(Clone, Debug)]
@@ -52,23 +55,22 @@ pub async fn watch_done(bus: &Bus) -> Result<Done, Error> {
     watch_done_with(bus, |_| {}).await
 }
 
-/// The same, and shows every record to `observe`, which must not block.
-pub async fn watch_done_with(bus: &Bus, observe: impl Fn(&Record) + Send + Sync + 'static) -> Result<Done, Error> {
+/// The same, and tells `observe`, which must not block, of every end.
+pub async fn watch_done_with(bus: &Bus, observe: impl Fn(&Ended) + Send + Sync + 'static) -> Result<Done, Error> {
     let nats = |error: &dyn std::fmt::Display| Error::Nats(format!("watching {}: {error}", subject::DONE_ALL));
-    let mut records = bus.client.subscribe(subject::DONE_ALL).await.map_err(|error| nats(&error))?;
+    let mut ends = bus.client.subscribe(subject::DONE_ALL).await.map_err(|error| nats(&error))?;
     // The server has the subscription before anybody waits on it.
     bus.client.flush().await.map_err(|error| nats(&error))?;
     let table = Arc::new(Mutex::new(Table::default()));
-    let tell = Arc::clone(&table);
+    let (told, reader) = (Arc::clone(&table), bus.clone());
     let watch = tokio::spawn(async move {
-        while let Some(message) = records.next().await {
-            match Record::decode(&message.payload) {
-                Ok(record) => {
-                    observe(&record);
-                    wake(&tell, &record);
-                }
-                Err(refusal) => tracing::warn!(subject = %message.subject, %refusal, "a result that cannot be read"),
+        while let Some(message) = ends.next().await {
+            let Some(key) = subject::done_job(&message.subject) else { continue };
+            let headers = message.headers.as_ref().map(headers_in).unwrap_or_default();
+            if let Some(waiting) = take(&told, &key) {
+                tokio::spawn(tell(reader.clone(), key.clone(), waiting));
             }
+            observe(&Ended::read(key, &headers));
         }
     });
     Ok(Done { bus: bus.clone(), table, _watch: Arc::new(Watch(watch)) })
@@ -79,15 +81,25 @@ fn lock(table: &Mutex<Table>) -> MutexGuard<'_, Table> {
     table.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn wake(table: &Mutex<Table>, record: &Record) {
-    let key = (record.tenant.clone(), record.job.clone());
+/// Those who wait for a job, which nobody does any more then.
+fn take(table: &Mutex<Table>, key: &Key) -> Option<Waiting> {
     let mut table = lock(table);
-    let Some(waiters) = table.waiters.remove(&key) else { return };
-    table.count -= waiters.len();
-    drop(table);
-    for (_, waiter) in waiters {
-        // Whoever is gone needs no record.
-        let _ = waiter.send(record.clone());
+    let waiting = table.waiters.remove(key)?;
+    table.count -= waiting.len();
+    Some(waiting)
+}
+
+/// Reads the record once for all who wait. Where it cannot be read now, each of them looks for himself.
+async fn tell(bus: Bus, (tenant, job): Key, waiting: Waiting) {
+    match super::result_told(&bus, &tenant, &job).await {
+        Ok(Some(record)) => {
+            for (_, waiter) in waiting {
+                // Whoever is gone needs no record.
+                let _ = waiter.send(record.clone());
+            }
+        }
+        Ok(None) => {}
+        Err(error) => tracing::warn!(%tenant, %job, %error, "a result that cannot be read"),
     }
 }
 

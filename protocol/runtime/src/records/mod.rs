@@ -35,8 +35,13 @@ pub enum Stored {
 
 /// Stores the one final record of a job, create-once. Unknown outcomes are retried; our own record read back is `Created`.
 pub async fn store_result(bus: &Bus, record: &Record) -> Result<Stored, Error> {
+    store_encoded(bus, record, record.encode()).await
+}
+
+/// The same, where the record's bytes are known.
+pub async fn store_encoded(bus: &Bus, record: &Record, body: Bytes) -> Result<Stored, Error> {
     let subject = subject::result(&record.tenant, &record.job);
-    match create_once(bus, stream::RESULTS, subject, record.encode()).await? {
+    match create_once(bus, stream::RESULTS, subject, (body, record.headers())).await? {
         Creation::Ours => Ok(Stored::Created),
         Creation::Theirs(bytes) => Ok(Stored::Existed(decode_record(&bytes)?)),
     }
@@ -48,12 +53,18 @@ pub async fn result(bus: &Bus, tenant: &Token, job: &Token) -> Result<Option<Rec
     bytes.map(|bytes| decode_record(&bytes)).transpose()
 }
 
+/// The same, as the leader has it: that of one whose end was told is there.
+async fn result_told(bus: &Bus, tenant: &Token, job: &Token) -> Result<Option<Record>, Error> {
+    let bytes = leader_newest(bus, stream::RESULTS, &subject::result(tenant, job)).await?;
+    bytes.map(|bytes| decode_record(&bytes)).transpose()
+}
+
 /// Stores what a step of a pipeline gave; somebody's record that stands is as good. Returns after the PubAck.
 pub async fn store_step(bus: &Bus, record: &StepRecord) -> Result<(), Error> {
     let job = &record.job;
     let number = job.steps.as_ref().map_or(0, |steps| steps.number);
     let subject = subject::step(&job.tenant, &job.id, number);
-    create_once(bus, stream::STEPS, subject, record.encode()).await.map(|_| ())
+    create_once(bus, stream::STEPS, subject, (record.encode(), Headers::new())).await.map(|_| ())
 }
 
 /// What a client's id turns out to be.
@@ -71,7 +82,7 @@ pub enum IdClaim {
 
 /// Claims a client's id, create-once.
 pub async fn claim_id(bus: &Bus, tenant: &Token, job: &Token, id: &IdRecord) -> Result<IdClaim, Error> {
-    match create_once(bus, stream::IDS, subject::id(tenant, job), id.encode()).await? {
+    match create_once(bus, stream::IDS, subject::id(tenant, job), (id.encode(), Headers::new())).await? {
         Creation::Ours => Ok(IdClaim::New),
         Creation::Theirs(bytes) => {
             let first = decode_id(&bytes)?;
@@ -155,8 +166,13 @@ enum Creation {
 
 /// Creates a message on an empty subject. Both refusals - the expected sequence and the limit a subject - mean that there
 /// is one, and the stored one is read. Where an earlier try had no answer, the same bytes read back are our own.
-async fn create_once(bus: &Bus, stream: &'static str, subject: String, body: Bytes) -> Result<Creation, Error> {
-    let message = Publish { stream, subject, body, headers: Headers::new(), id: None, expect: Expect::Absent };
+async fn create_once(
+    bus: &Bus,
+    stream: &'static str,
+    subject: String,
+    (body, headers): (Bytes, Headers),
+) -> Result<Creation, Error> {
+    let message = Publish { stream, subject, body, headers, id: None, expect: Expect::Absent };
     let deadline = clock::now_ms() + clock::millis(STORE_TIMEOUT);
     let mut answered = Answered::Always;
     let mut attempt = 0;
