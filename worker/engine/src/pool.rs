@@ -13,8 +13,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-/// Turns of spinning before a thread sleeps: some hundred microseconds, longer than the gaps within a step.
-const SPINS: u32 = 20_000;
+/// Turns of spinning for the next round, longer than most gaps within a step: letting others run costs microseconds.
+const SPINS: u32 = 5_000;
+/// How often others are let run after that, in case the caller waits for this processor, before the thread sleeps: some
+/// hundred microseconds.
+const YIELDS: u32 = 300;
 /// Turns of spinning before the caller lets others run, in case they share its processor.
 const SPINS_BEFORE_YIELD: u32 = 1_000;
 /// Pieces for each thread: few enough to cost nothing, enough that a slow thread leaves work to the others.
@@ -319,12 +322,16 @@ impl Shared {
 
     /// The state of the first round seen that is not `seen`.
     fn next_round(&self, seen: u64) -> u64 {
-        for _ in 0..SPINS {
+        for turn in 0..SPINS + YIELDS {
             let state = self.state.load(Ordering::Acquire);
             if state >> 32 != seen {
                 return state;
             }
-            std::hint::spin_loop();
+            if turn < SPINS {
+                std::hint::spin_loop();
+            } else {
+                std::thread::yield_now();
+            }
         }
         // Counted before the round is looked at again: the caller either sees a sleeper, or this sees its round.
         self.sleepers.fetch_add(1, Ordering::SeqCst);

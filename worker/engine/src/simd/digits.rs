@@ -54,12 +54,13 @@ impl Planes {
         }
     }
 
-    /// From how many means of its row on a block has lower bytes; none where all have or none has.
-    const fn bound(self) -> Option<f32> {
+    /// From how many means of its row on a block has lower bytes.
+    const fn bound(self) -> f32 {
         match self {
-            Planes::Loud => Some(1.0),
-            Planes::Loudest => Some(LOUDEST),
-            Planes::One | Planes::Two => None,
+            Planes::One => f32::INFINITY,
+            Planes::Loud => 1.0,
+            Planes::Loudest => LOUDEST,
+            Planes::Two => 0.0,
         }
     }
 }
@@ -121,7 +122,7 @@ impl Kernel for Digitise<'_> {
                 upper.scale = size;
                 loud += size * size;
             }
-            loud *= self.planes.bound().unwrap_or(0.0) / firsts.len() as f32;
+            loud *= self.planes.bound() / firsts.len() as f32;
             for (block, (upper, lower)) in firsts.iter_mut().zip(seconds).enumerate() {
                 let size = upper.scale;
                 pair::<V>((load::<V>(self.x, block), size), size * size >= loud, (upper, lower));
