@@ -1,7 +1,8 @@
 //! The engine as others see it: a handle to one OS thread that owns the device.
 //!
-//! Jobs go in through a bounded inbox, events come out to a listener on that thread; there is no other way in or out. The thread sleeps while it has no job. What [`Engine::submit`] lets in, the scheduler can finish: both read
-//! the same [`Limits`].
+//! Jobs go in through a bounded inbox, events come out to a listener on that thread; there is no other way in or out.
+//! The thread sleeps while it has no job. What [`Engine::submit`] lets in, the scheduler can finish: both read the same
+//! [`Limits`].
 
 pub(crate) mod driver;
 pub(crate) mod job;

@@ -1,6 +1,7 @@
 //! The encoders' engine as others see it: a handle to one OS thread that owns the device.
 //!
-//! As [`crate::engine`], for jobs that are lists of inputs: a bounded inbox in, events to a listener on the thread out. It sleeps while it has no job.
+//! As [`crate::engine`], for jobs that are lists of inputs: a bounded inbox in, events to a listener on the thread out.
+//! It sleeps while it has no job.
 
 use super::driver::Driver;
 use super::{Encoder, Event, Job};
