@@ -222,10 +222,10 @@ impl Engine {
     /// Ends the thread after the step it is in, and waits for that. Every job still in ends with [`End::Stopped`].
     pub fn stop(self) {
         self.shared.mailbox.stop();
-        // Not held while waiting: a callback may stop the engine too.
+        // Not held while waiting: a listener may stop the engine too.
         let join = self.thread.join.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(join) = join {
-            // From within a callback there is nothing to wait for: the thread is this one.
+            // From within a listener there is nothing to wait for: the thread is this one.
             if join.thread().id() != std::thread::current().id() {
                 join.join().expect("the thread catches every panic");
             }

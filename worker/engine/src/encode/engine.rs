@@ -157,10 +157,10 @@ impl Engine {
     /// still in ends with [`super::End::Stopped`].
     pub fn stop(self) {
         self.shared.mailbox.stop();
-        // Not held while waiting: a callback may stop the engine too.
+        // Not held while waiting: a listener may stop the engine too.
         let join = self.thread.join.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(join) = join {
-            // From within a callback there is nothing to wait for: the thread is this one.
+            // From within a listener there is nothing to wait for: the thread is this one.
             if join.thread().id() != std::thread::current().id() {
                 join.join().expect("the thread catches every panic");
             }
