@@ -6,7 +6,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use engine::encode::{self, Clip, Input, Picturing, Pixels, Resizing};
 use engine::engine as native;
-use engine::listener::Listener;
 use engine::tensors::Tensors;
 use engine::text::{Encoded, Excess, TEXT_BYTES_MAX, TextEncoder};
 use media::picture::{self, Filter, Framing, Picture};
@@ -16,7 +15,7 @@ use protocol::media::Modality;
 use protocol::{ErrorCode, Refusal};
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::routes::{Outbox, Routes};
+use super::routes::Routes;
 use super::{cancel, refusal};
 use crate::error::Error;
 use crate::model::{Ask, Cancel, End, Engine, Event, Life, Long, Prompt, Reading, Stats, Work};
@@ -199,7 +198,7 @@ pub(super) struct Encoder {
 impl Encoder {
     pub(super) fn start(encoder: Box<dyn encode::Encoder>, senses: Senses, jobs_max: usize) -> Result<Self, Error> {
         let routes = Routes::default();
-        let engine = encode::Engine::start(encoder, jobs_max, Box::new(routes.outbox()))?;
+        let engine = encode::Engine::start(encoder, jobs_max, Box::new(routes.outbox(told)))?;
         Ok(Self { engine, senses, routes })
     }
 }
@@ -245,17 +244,12 @@ impl Engine for Encoder {
     }
 }
 
-impl Listener<encode::Event> for Outbox {
-    fn hear(&mut self, event: encode::Event) {
-        match event {
-            encode::Event::Started { .. } => {}
-            encode::Event::Chunk { key, text } => self.put(key, Event::Chunk(text)),
-            encode::Event::Ended { key, end } => self.put(key, Event::Ended(ended(end))),
-        }
-    }
-
-    fn pause(&mut self) {
-        self.send();
+/// What a walk hears of it.
+fn told(event: encode::Event) -> Option<(native::JobKey, Event)> {
+    match event {
+        encode::Event::Started { .. } => None,
+        encode::Event::Chunk { key, text } => Some((key, Event::Chunk(text))),
+        encode::Event::Ended { key, end } => Some((key, Event::Ended(ended(end)))),
     }
 }
 

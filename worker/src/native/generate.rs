@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use engine::engine as native;
-use engine::listener::Listener;
 use engine::model as models;
 use engine::text::{self, Message, Template, Tokenizer};
 use protocol::answer::Finish;
@@ -11,7 +10,7 @@ use protocol::request::Role;
 use protocol::{ErrorCode, Refusal};
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::routes::{Outbox, Routes};
+use super::routes::Routes;
 use super::{cancel, refusal};
 use crate::error::Error;
 use crate::model::{Ask, Cancel, End, Engine, Event, Life, Prompt, Reading, Stats, Work};
@@ -33,7 +32,7 @@ impl Decoder {
         settings: native::EngineConfig,
     ) -> Result<Self, Error> {
         let routes = Routes::default();
-        let engine = native::Engine::start(model, Arc::clone(&tokenizer), settings, Box::new(routes.outbox()))?;
+        let engine = native::Engine::start(model, Arc::clone(&tokenizer), settings, Box::new(routes.outbox(told)))?;
         Ok(Self { engine, tokenizer, template, routes })
     }
 
@@ -109,17 +108,12 @@ fn message((role, text): &(Role, String)) -> Message {
     Message { role, content: text.clone() }
 }
 
-impl Listener<native::Event> for Outbox {
-    fn hear(&mut self, event: native::Event) {
-        match event {
-            native::Event::Started { .. } => {}
-            native::Event::Chunk { key, text } => self.put(key, Event::Chunk(text)),
-            native::Event::Ended { key, end } => self.put(key, Event::Ended(ended(end))),
-        }
-    }
-
-    fn pause(&mut self) {
-        self.send();
+/// What a walk hears of it.
+fn told(event: native::Event) -> Option<(native::JobKey, Event)> {
+    match event {
+        native::Event::Started { .. } => None,
+        native::Event::Chunk { key, text } => Some((key, Event::Chunk(text))),
+        native::Event::Ended { key, end } => Some((key, Event::Ended(ended(end)))),
     }
 }
 

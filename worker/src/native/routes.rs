@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use engine::engine::JobKey;
+use engine::listener::Listener;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use crate::model::Event;
@@ -27,9 +28,10 @@ impl Routes {
         self.lock().remove(&key);
     }
 
-    /// What the engine's thread puts its events in. They are handed out by a task of the runtime in which this is called:
-    /// the worker's thread wakes once for a whole step, and what its walks then say leaves in one write.
-    pub(super) fn outbox(&self) -> Outbox {
+    /// What the engine's thread puts its events in, as `told` says them. They are handed out by a task of the runtime in
+    /// which this is called: the worker's thread wakes once for a whole step, and what its walks then say leaves in one
+    /// write.
+    pub(super) fn outbox<E>(&self, told: fn(E) -> Option<(JobKey, Event)>) -> Outbox<E> {
         let (out, mut steps) = unbounded_channel();
         let routes = self.clone();
         tokio::spawn(async move {
@@ -37,7 +39,7 @@ impl Routes {
                 routes.hand_out(told);
             }
         });
-        Outbox { told: Told::new(), out }
+        Outbox { told, step: Told::new(), out }
     }
 
     /// To each job its own; an end is its last. A receiver that is gone has ended its walk.
@@ -59,20 +61,21 @@ impl Routes {
 }
 
 /// The events of a step, until the engine pauses.
-pub(super) struct Outbox {
-    told: Told,
+pub(super) struct Outbox<E> {
+    told: fn(E) -> Option<(JobKey, Event)>,
+    step: Told,
     out: UnboundedSender<Told>,
 }
 
-impl Outbox {
-    pub(super) fn put(&mut self, key: JobKey, event: Event) {
-        self.told.push((key, event));
+impl<E> Listener<E> for Outbox<E> {
+    fn hear(&mut self, event: E) {
+        self.step.extend((self.told)(event));
     }
 
     /// All at once. Where nobody hands out any more, nobody waits either.
-    pub(super) fn send(&mut self) {
-        if !self.told.is_empty() {
-            let _ = self.out.send(std::mem::take(&mut self.told));
+    fn pause(&mut self) {
+        if !self.step.is_empty() {
+            let _ = self.out.send(std::mem::take(&mut self.step));
         }
     }
 }
@@ -85,25 +88,25 @@ mod tests {
     #[tokio::test]
     async fn a_step_is_told_as_a_whole_and_an_end_closes_its_route() {
         let routes = Routes::default();
-        let mut outbox = routes.outbox();
+        let mut outbox = routes.outbox(Some);
         let (sender, mut first) = unbounded_channel();
         routes.open(1, sender);
         let (sender, mut second) = unbounded_channel();
         routes.open(2, sender);
-        outbox.put(JobKey(1), Event::Chunk("a".to_owned()));
-        outbox.put(JobKey(2), Event::Chunk("b".to_owned()));
-        outbox.put(JobKey(1), Event::Ended(End::Cancelled));
-        outbox.put(JobKey(3), Event::Ended(End::Cancelled));
+        outbox.hear((JobKey(1), Event::Chunk("a".to_owned())));
+        outbox.hear((JobKey(2), Event::Chunk("b".to_owned())));
+        outbox.hear((JobKey(1), Event::Ended(End::Cancelled)));
+        outbox.hear((JobKey(3), Event::Ended(End::Cancelled)));
         tokio::task::yield_now().await;
         assert!(first.is_empty(), "the engine has not paused");
-        outbox.send();
+        outbox.pause();
         assert_eq!(first.recv().await, Some(Event::Chunk("a".to_owned())));
         // All of the step is there by now, and the job's route is gone.
         assert_eq!(first.try_recv(), Ok(Event::Ended(End::Cancelled)));
         assert_eq!(first.recv().await, None);
         assert_eq!(second.try_recv(), Ok(Event::Chunk("b".to_owned())));
-        outbox.put(JobKey(2), Event::Chunk("c".to_owned()));
-        outbox.send();
+        outbox.hear((JobKey(2), Event::Chunk("c".to_owned())));
+        outbox.pause();
         // What the engine's thread said before it ended is handed out too.
         drop(outbox);
         assert_eq!(second.recv().await, Some(Event::Chunk("c".to_owned())));
