@@ -81,12 +81,12 @@ def run(command, environment=None):
 
 
 class Bench:
-    """llama-bench: so many tokens of a prompt, or of an answer."""
+    """llama-bench: so many tokens of a prompt, or of an answer after so many."""
 
     variants = tuple(FILES)
 
-    def __init__(self, prompt, answer):
-        self.arguments = ["-p", str(prompt), "-n", str(answer), "-r", "3", "-o", "json"]
+    def __init__(self, prompt, answer, after=0):
+        self.arguments = ["-p", str(prompt), "-n", str(answer), "-d", str(after), "-r", "3", "-o", "json"]
 
     def run(self, file):
         command = [f"{BIN}/llama-bench", "-m", FILES[file], "-t", str(threads), *self.arguments]

@@ -17,6 +17,8 @@ const MEASURE: Duration = Duration::from_secs(3);
 const CHUNK: usize = 128;
 /// Tokens of each sequence before the decode that is measured.
 const DEPTH: usize = 128;
+/// Tokens that each sequence is continued by before it is again as long as it was: what llama.cpp's benches measure.
+const CONTINUED: usize = 64;
 const BLOCKS_EACH: usize = 64;
 
 fn span(plan: &mut Plan, sequence: usize, computed: usize, rows: usize) {
@@ -102,7 +104,7 @@ fn main() {
             loaded.model.forward(&plan).expect("the plan fits");
         }
         measure(&mut loaded, &row, |step, plan| {
-            (0..sequences).for_each(|sequence| span(plan, sequence, DEPTH + step % 512, 1));
+            (0..sequences).for_each(|sequence| span(plan, sequence, DEPTH + step % CONTINUED, 1));
         });
     }
     println!("{} MiB resident", resident_mib());

