@@ -136,14 +136,14 @@ impl Record {
 }
 
 impl Ended {
-    /// Reads it from the headers of a job's record.
+    /// Reads it from the headers of a job's record, of which `said` gives one by its name.
     #[must_use]
-    pub fn read((tenant, job): (Token, Token), headers: &Headers) -> Self {
+    pub fn read<'a>((tenant, job): (Token, Token), said: impl Fn(&'static str) -> Option<&'a str>) -> Self {
         let done = || {
-            let model = headers.get(header::MODEL)?.to_owned();
-            Some(How::Done { model, cache: CacheOutcome::parse(headers.get(header::CACHE)?)? })
+            let model = said(header::MODEL)?.to_owned();
+            Some(How::Done { model, cache: CacheOutcome::parse(said(header::CACHE)?)? })
         };
-        let how = match headers.get(header::STATUS) {
+        let how = match said(header::STATUS) {
             Some(header::DONE) => done(),
             Some(header::FAILED) => Some(How::Failed),
             _ => None,
@@ -233,13 +233,15 @@ mod tests {
         let failed = End::Failed(Refusal::new(ErrorCode::Internal, ""));
         for record in [record(End::Done(answer)), record(failed)] {
             let key = (record.tenant.clone(), record.job.clone());
-            assert_eq!(Ended::read(key, &record.headers()), Ended::from(&record));
+            let headers = record.headers();
+            assert_eq!(Ended::read(key, |name| headers.get(name)), Ended::from(&record));
         }
     }
 
     #[test]
     fn what_headers_do_not_say_is_unsaid() {
-        let read = |headers| Ended::read((Token::default_tenant(), Token::parse("job", "j").unwrap()), &headers).how;
+        let key = || (Token::default_tenant(), Token::parse("job", "j").unwrap());
+        let read = |headers: Headers| Ended::read(key(), |name| headers.get(name)).how;
         assert_eq!(read(Headers::new()), How::Unsaid);
         assert_eq!(read(Headers::new().with(header::STATUS, header::DONE)), How::Unsaid, "of which model?");
         assert_eq!(read(Headers::new().with(header::STATUS, header::FAILED)), How::Failed);

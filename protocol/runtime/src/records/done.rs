@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use async_nats::header::HeaderName;
 use futures::StreamExt;
 use protocol::record::{Ended, Record};
 use protocol::subject;
@@ -12,7 +13,6 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::bus::headers_in;
 use crate::{Bus, Error, clock};
 
 /// Most waiters of a process: what a dispatcher may have in hand, with room.
@@ -65,12 +65,15 @@ pub async fn watch_done_with(bus: &Bus, observe: impl Fn(&Ended) + Send + Sync +
     let (told, reader) = (Arc::clone(&table), bus.clone());
     let watch = tokio::spawn(async move {
         while let Some(message) = ends.next().await {
-            let Some(key) = subject::done_job(&message.subject) else { continue };
-            let headers = message.headers.as_ref().map(headers_in).unwrap_or_default();
+            let Some(key) = subject::done_job(&message.subject) else {
+                tracing::warn!(subject = %message.subject, "an end of no job");
+                continue;
+            };
             if let Some(waiting) = take(&told, &key) {
                 tokio::spawn(tell(reader.clone(), key.clone(), waiting));
             }
-            observe(&Ended::read(key, &headers));
+            let headers = message.headers.as_ref();
+            observe(&Ended::read(key, |name| Some(headers?.get(HeaderName::from_static(name))?.as_str())));
         }
     });
     Ok(Done { bus: bus.clone(), table, _watch: Arc::new(Watch(watch)) })
