@@ -17,7 +17,7 @@ const MEASURE: Duration = Duration::from_secs(3);
 const CHUNK: usize = 128;
 /// Tokens of each sequence before the decode that is measured.
 const DEPTH: usize = 128;
-/// Tokens that each sequence is continued by before it is again as long as it was: what llama.cpp's benches measure.
+/// Tokens that each sequence is continued by before it is as long as it was: as llama.cpp's benches do it.
 const CONTINUED: usize = 64;
 const BLOCKS_EACH: usize = 64;
 
