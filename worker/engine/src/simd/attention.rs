@@ -6,7 +6,7 @@
 //! depends neither on how its prompt was cut into steps, nor on where its pages lie, nor on the rows that share the
 //! reading of them.
 
-use super::lanes::Lanes;
+use super::lanes::{Lanes, fetch};
 use super::{Kernel, LANES, Level};
 use crate::plan::{BLOCK_TOKENS, BlockId};
 use crate::pool::Strip;
@@ -193,7 +193,10 @@ impl<const G: usize, const R: usize> Heads<'_, G, R> {
         let skipped = if N == 1 { work.first(row).saturating_sub(begin) } else { 0 };
         // SAFETY: as `attend` checked.
         unsafe {
-            let keys = work.arena.add(work.table.get_unchecked(page).0 as usize * work.stride);
+            let keys = work.page(page);
+            if N == 1 && page < (work.position + row) / BLOCK_TOKENS {
+                fetch::<V>(work.page(page + 1).cast(), size_of::<u16>() * page_len(work.width));
+            }
             let mut scores = self.scores::<V, N>(row, keys, tokens);
             let mut weights = [[[0.0; LANES]; G]; N];
             let mut shrink = [[1.0; G]; N];
@@ -325,6 +328,12 @@ impl Attend<'_> {
     #[inline(always)]
     fn first(&self, row: usize) -> usize {
         (self.position + row + 1).saturating_sub(self.window)
+    }
+
+    /// A page that rows see.
+    #[inline(always)]
+    fn page(&self, page: usize) -> *const u16 {
+        self.arena.wrapping_add(self.table[page].0 as usize * self.stride)
     }
 
     /// A row's outputs.

@@ -8,7 +8,11 @@ use super::{Kernel, LANES};
 
 /// Evidence of AVX-512 F, BW, DQ, VL and VNNI with FMA and F16C.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Avx512(());
+pub struct Avx512 {
+    /// Whether masks and shifts have units of their own, so that they cost little beside products. Intel's processors have
+    /// two for all of 512 bits.
+    pub(super) spare_units: bool,
+}
 
 impl Avx512 {
     pub(super) fn detect() -> Option<Self> {
@@ -20,8 +24,18 @@ impl Avx512 {
             && is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c");
-        there.then_some(Self(()))
+        there.then(|| Self { spare_units: vendor() == *b"AuthenticAMD" })
     }
+}
+
+/// Who made the processor: leaf 0 of `cpuid`.
+fn vendor() -> [u8; 12] {
+    let leaf = __cpuid(0);
+    let mut name = [0; 12];
+    for (part, register) in name.chunks_exact_mut(4).zip([leaf.ebx, leaf.edx, leaf.ecx]) {
+        part.copy_from_slice(&register.to_le_bytes());
+    }
+    name
 }
 
 /// # Safety

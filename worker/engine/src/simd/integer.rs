@@ -6,7 +6,7 @@
 
 use super::affine::{self, Finish};
 use super::digits::{Digits, UNSIGNED};
-use super::lanes::Lanes;
+use super::lanes::{Lanes, fetch};
 use super::linear::{SCRATCH, Scratch};
 use super::panel::{BLOCK, LAYOUTS, Layout, Panels};
 use super::tile::{Outputs, Tile};
@@ -48,6 +48,7 @@ pub fn multiply(
         blocks,
         weights: weights.bytes()[panels.start * weights.panel_bytes()..].as_ptr(),
         outputs: Outputs::of(out, rows, outputs, then),
+        unpacks: level.unpacks(),
         unpacked: scratch.as_mut_ptr().cast(),
     };
     if outputs == 0 || rows == 0 {
@@ -73,6 +74,8 @@ struct Product {
     blocks: usize,
     weights: *const u8,
     outputs: Outputs,
+    /// Whether the nibbles that many rows meet become bytes first.
+    unpacks: bool,
     /// Room for [`UNPACKED`] blocks of a pair of panels.
     unpacked: *mut u32,
 }
@@ -131,12 +134,12 @@ struct Part {
 
 impl<const LAYOUT: usize, const PLANES: usize> Of<LAYOUT, PLANES> {
     /// `P` panels, which stay in the first-level cache while all rows pass them, at most `T` together. For many rows
-    /// nibbles become bytes once; a few tiles do it each for itself, beside their products. Parts are the same for few
-    /// rows, since the order of sums is.
+    /// nibbles may become bytes once; otherwise each tile does it for itself, beside its products. Parts are the same
+    /// either way, since the order of sums is.
     #[inline(always)]
     unsafe fn panels<V: Lanes, const T: usize, const P: usize>(self, panel: usize) {
         let Product { rows, blocks, outputs, .. } = self.0;
-        let unpacks = LAYOUTS[LAYOUT].is_nibbles() && rows > 3 * T;
+        let unpacks = LAYOUTS[LAYOUT].is_nibbles() && self.0.unpacks && rows > 3 * T;
         for first in (0..blocks).step_by(UNPACKED) {
             let part = Part { panel, first, end: blocks.min(first + UNPACKED) };
             let outputs = outputs.of_part(first == 0, part.end == blocks);
@@ -461,15 +464,6 @@ unsafe fn add_minima<V: Lanes, const T: usize, const P: usize>(
     }
 }
 
-/// Asks for bytes that will be read.
-#[inline(always)]
-unsafe fn fetch<V: Lanes>(from: *const u8, bytes: usize) {
-    for line in (0..bytes).step_by(64) {
-        // SAFETY: the caller's level; any address may be asked for.
-        unsafe { V::fetch(from.wrapping_add(line)) };
-    }
-}
-
 /// The first of a plane's digits.
 #[inline(always)]
 unsafe fn digits(x: *const Digits) -> *const i8 {
@@ -483,13 +477,15 @@ mod tests {
     use crate::backend::Matrix;
     use crate::backend::dense::Activation;
     use crate::quant::{Format, quantise};
+    #[cfg(target_arch = "x86_64")]
+    use crate::simd::avx512::Avx512;
     use crate::simd::digits::{Planes, digitise};
     use crate::simd::tile::Begin;
 
     #[test]
     fn a_row_is_the_same_alone_and_among_many_over_several_parts() {
         const BLOCKS: usize = 2 * UNPACKED + 1;
-        const ROWS: usize = 2 * 6 + 5;
+        const ROWS: usize = 3 * 6 + 5;
         const OUTPUTS: usize = 3 * LANES;
         // Any bytes are a matrix; small ones keep the scales tame. Here and there a block is loud.
         let data: Vec<u8> = (0..OUTPUTS * BLOCKS * Format::Q4_1.block_bytes()).map(|i| (i % 61) as u8).collect();
@@ -497,7 +493,7 @@ mod tests {
         let loudness = |i: usize| if (i / BLOCK) % 7 == 3 { 9.0 } else { 1.0 };
         let x: Vec<f32> = (0..ROWS * BLOCKS * BLOCK).map(|i| ((i * 7919 % 997) as f32 - 498.0) * loudness(i)).collect();
         let then = Finish { begin: Begin::Zero, bias: &[1.0; OUTPUTS], activation: Activation::None };
-        for level in Level::all() {
+        for level in Level::all().into_iter().flat_map(either) {
             let mut digits = vec![Digits::ZERO; ROWS * BLOCKS * 2];
             for (x, row) in x.chunks_exact(BLOCKS * BLOCK).zip(digits.chunks_exact_mut(2 * BLOCKS)) {
                 digitise(level, x, Planes::Loud, row);
@@ -511,6 +507,15 @@ mod tests {
             };
             let alone: Vec<f32> = digits.chunks_exact(2 * BLOCKS).flat_map(product).collect();
             assert_eq!(product(&digits), alone, "{}", level.name());
+        }
+    }
+
+    /// A level that unpacks nibbles beforehand, and the same that does not.
+    fn either(level: Level) -> Vec<Level> {
+        match level {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(_) => [true, false].map(|spare_units| Level::Avx512(Avx512 { spare_units })).to_vec(),
+            level => vec![level],
         }
     }
 

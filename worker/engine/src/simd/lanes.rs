@@ -125,6 +125,18 @@ pub(super) trait Lanes: Copy {
     }
 }
 
+/// Asks for bytes that will be read, as [`Lanes::fetch`] does.
+///
+/// # Safety
+/// The level is there.
+#[inline(always)]
+pub(super) unsafe fn fetch<V: Lanes>(from: *const u8, bytes: usize) {
+    for line in (0..bytes).step_by(64) {
+        // SAFETY: the caller's level; any address may be asked for.
+        unsafe { V::fetch(from.wrapping_add(line)) };
+    }
+}
+
 /// Sixteen numbers in an array; the compiler makes of it what the target has.
 #[derive(Clone, Copy)]
 pub(super) struct Portable;

@@ -92,6 +92,15 @@ impl Level {
         }
     }
 
+    /// Whether nibbles that many rows meet are better made bytes beforehand than masked and shifted for each tile of rows.
+    fn unpacks(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(avx512) | Level::Amx(avx512, _) => !avx512.spare_units,
+            _ => true,
+        }
+    }
+
     /// The matrix unit of this level.
     #[must_use]
     pub fn unit(self) -> Option<Unit> {
