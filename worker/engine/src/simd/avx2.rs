@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 use std::hint::black_box;
 
+use super::digits::UNSIGNED;
 use super::lanes::Lanes;
 use super::{Kernel, LANES};
 
@@ -18,16 +19,36 @@ impl Avx2 {
     }
 }
 
+/// Evidence of AVX-VNNI besides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AvxVnni(());
+
+impl AvxVnni {
+    pub(super) fn detect() -> Option<Self> {
+        let there = Avx2::detect().is_some() && is_x86_feature_detected!("avxvnni");
+        there.then_some(Self(()))
+    }
+}
+
 /// # Safety
 /// The machine has the features; the kernel's own duties.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn run<K: Kernel>(kernel: K) {
     // SAFETY: the kernel is inlined here, where the features are.
-    unsafe { kernel.run::<Ymm>() }
+    unsafe { kernel.run::<Ymm<false>>() }
 }
 
+/// # Safety
+/// The machine has the features; the kernel's own duties.
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+pub(super) unsafe fn run_vnni<K: Kernel>(kernel: K) {
+    // SAFETY: the kernel is inlined here, where the features are.
+    unsafe { kernel.run::<Ymm<true>>() }
+}
+
+/// Two registers, on a machine that multiplies and adds bytes by fours in one instruction where `VNNI` says so.
 #[derive(Clone, Copy)]
-pub(super) struct Ymm;
+pub(super) struct Ymm<const VNNI: bool>;
 
 type Pair = (__m256, __m256);
 
@@ -43,13 +64,13 @@ macro_rules! both {
 }
 
 // Every function below is inlined into `run`, and its pointers are its caller's duty.
-impl Lanes for Ymm {
+impl<const VNNI: bool> Lanes for Ymm<VNNI> {
     type F = Pair;
     type U = (__m256i, __m256i);
     const ACCUMULATORS: usize = 6;
     const DIRECT_TOKENS: usize = 2;
     const INTEGER_ROWS: usize = 4;
-    const BYTES_CENTRE: i32 = 0;
+    const BYTES_CENTRE: i32 = if VNNI { UNSIGNED } else { 0 };
 
     both!(fma(a, b, c) _mm256_fmadd_ps);
     both!(add(a, b) _mm256_add_ps);
@@ -192,6 +213,9 @@ impl Lanes for Ymm {
     ) {
         // SAFETY: see the head of this block.
         unsafe {
+            if VNNI {
+                return nibbles_by_fours::<T, P, BYTES>(body, x, sums);
+            }
             let mut shorts = [[Self::splat_u32(0); P]; T];
             // Were their number known, all words would be unrolled, their products added pairwise, and registers run out.
             for word in (0..black_box(8)).step_by(2) {
@@ -206,13 +230,18 @@ impl Lanes for Ymm {
             }
         }
     }
-    /// The instruction takes unsigned weights: their signs go to the digits. Two products of 128 * 127 fit 16 bits.
+    /// The instruction takes unsigned weights: their signs go to the digits, or the weights are made unsigned. Two
+    /// products of 128 * 127 fit 16 bits.
     #[inline(always)]
     unsafe fn dot_bytes<const T: usize, const P: usize>(
         body: [*const u32; P],
         x: [*const i8; T],
         sums: &mut [[Self::U; P]; T],
     ) {
+        if VNNI {
+            // SAFETY: see the head of this block.
+            return unsafe { bytes_by_fours(body, x, sums) };
+        }
         for word in 0..4 {
             for p in 0..P {
                 // SAFETY: see the head of this block.
@@ -340,13 +369,65 @@ unsafe fn nibbles<const BYTES: bool, const ODD: usize>(body: *const u32, word: u
     // SAFETY: inlined into `run`, where the features are; the caller's block holds the words.
     unsafe {
         if BYTES {
-            return Ymm::load_u32(body.add((word + ODD) * LANES));
+            return Ymm::<false>::load_u32(body.add((word + ODD) * LANES));
         }
-        let (mut w, mask) = (Ymm::load_u32(body.add(word / 2 * LANES)), _mm256_set1_epi8(15));
+        let (mut w, mask) = (Ymm::<false>::load_u32(body.add(word / 2 * LANES)), _mm256_set1_epi8(15));
         if ODD == 1 {
             w = (_mm256_srli_epi32::<4>(w.0), _mm256_srli_epi32::<4>(w.1));
         }
         (_mm256_and_si256(w.0, mask), _mm256_and_si256(w.1, mask))
+    }
+}
+
+/// Adds each lane's 32 nibbles times 32 digits, four at once.
+#[inline(always)]
+unsafe fn nibbles_by_fours<const T: usize, const P: usize, const BYTES: bool>(
+    body: [*const u32; P],
+    x: [*const i8; T],
+    sums: &mut [[(__m256i, __m256i); P]; T],
+) {
+    for word in (0..8).step_by(2) {
+        for p in 0..P {
+            // SAFETY: inlined into `run_vnni`, where the features are; the caller's blocks hold the words and the digits.
+            unsafe {
+                let (first, last) = (nibbles::<BYTES, 0>(body[p], word), nibbles::<BYTES, 1>(body[p], word));
+                for t in 0..T {
+                    add_fours(&mut sums[t][p], first, four(x[t].add(4 * word)));
+                    add_fours(&mut sums[t][p], last, four(x[t].add(4 * word + 4)));
+                }
+            }
+        }
+    }
+}
+
+/// Adds each lane's 16 bytes, made unsigned, times 16 digits, four at once.
+#[inline(always)]
+unsafe fn bytes_by_fours<const T: usize, const P: usize>(
+    body: [*const u32; P],
+    x: [*const i8; T],
+    sums: &mut [[(__m256i, __m256i); P]; T],
+) {
+    for word in 0..4 {
+        for p in 0..P {
+            // SAFETY: inlined into `run_vnni`, where the features are; the caller's blocks hold the words and the digits.
+            unsafe {
+                let (signed, most) = (Ymm::<true>::load_u32(body[p].add(word * LANES)), _mm256_set1_epi8(-128));
+                let w = (_mm256_xor_si256(signed.0, most), _mm256_xor_si256(signed.1, most));
+                for t in 0..T {
+                    add_fours(&mut sums[t][p], w, four(x[t].add(4 * word)));
+                }
+            }
+        }
+    }
+}
+
+/// Adds the products of four unsigned bytes of every lane and four digits.
+#[inline(always)]
+unsafe fn add_fours(sum: &mut (__m256i, __m256i), w: (__m256i, __m256i), x: __m256i) {
+    // SAFETY: inlined into `run_vnni`, where the features are.
+    unsafe {
+        sum.0 = _mm256_dpbusd_avx_epi32(sum.0, w.0, x);
+        sum.1 = _mm256_dpbusd_avx_epi32(sum.1, w.1, x);
     }
 }
 

@@ -24,7 +24,7 @@ impl Avx512 {
             && is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c");
-        there.then(|| Self { spare_units: vendor() == *b"AuthenticAMD" })
+        there.then_some(Self { spare_units: vendor() == *b"AuthenticAMD" })
     }
 }
 

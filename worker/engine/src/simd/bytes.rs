@@ -224,6 +224,8 @@ struct Product<'a> {
 }
 
 impl Kernel for Product<'_> {
+    const MULTIPLIES_BYTES: bool = true;
+
     #[inline(always)]
     unsafe fn run<V: Lanes>(self) {
         let panels = self.outputs.panels();

@@ -102,6 +102,8 @@ impl Product {
 struct Of<const LAYOUT: usize, const PLANES: usize>(Product);
 
 impl<const LAYOUT: usize, const PLANES: usize> Kernel for Of<LAYOUT, PLANES> {
+    const MULTIPLIES_BYTES: bool = true;
+
     #[inline(always)]
     unsafe fn run<V: Lanes>(self) {
         let panels = self.0.outputs.panels();

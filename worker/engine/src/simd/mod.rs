@@ -43,6 +43,9 @@ pub enum Level {
     /// AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2(avx2::Avx2),
+    /// The same and AVX-VNNI, as processors without AVX-512 have it.
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni(avx2::AvxVnni),
     /// AVX-512 F, BW, DQ, VL and VNNI, besides all of AVX2's.
     #[cfg(target_arch = "x86_64")]
     Avx512(avx512::Avx512),
@@ -65,6 +68,7 @@ impl Level {
         #[cfg(target_arch = "x86_64")]
         {
             levels.extend(avx2::Avx2::detect().map(Level::Avx2));
+            levels.extend(avx2::AvxVnni::detect().map(Level::AvxVnni));
             let avx512 = avx512::Avx512::detect();
             levels.extend(avx512.map(Level::Avx512));
             levels.extend(avx512.zip(amx::Amx::detect()).map(|(avx512, amx)| Level::Amx(avx512, amx)));
@@ -85,6 +89,8 @@ impl Level {
             Level::Scalar => "scalar",
             #[cfg(target_arch = "x86_64")]
             Level::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Level::AvxVnni(_) => "avxvnni",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(_) => "avx512",
             #[cfg(target_arch = "x86_64")]
@@ -122,7 +128,9 @@ impl Level {
             match self {
                 Level::Scalar => kernel.run::<Portable>(),
                 #[cfg(target_arch = "x86_64")]
-                Level::Avx2(_) => avx2::run(kernel),
+                Level::AvxVnni(_) if K::MULTIPLIES_BYTES => avx2::run_vnni(kernel),
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx2(_) | Level::AvxVnni(_) => avx2::run(kernel),
                 #[cfg(target_arch = "x86_64")]
                 Level::Avx512(_) | Level::Amx(..) => avx512::run(kernel),
             }
@@ -133,5 +141,8 @@ impl Level {
 /// A computation that is compiled once per level. `run` and all that it calls must be `#[inline(always)]`, so that they
 /// become part of the function that carries the level's target features.
 trait Kernel {
+    /// Whether it gains by AVX-VNNI, for which it is then compiled too.
+    const MULTIPLIES_BYTES: bool = false;
+
     unsafe fn run<V: Lanes>(self);
 }
