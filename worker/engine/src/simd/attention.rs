@@ -194,6 +194,7 @@ impl<const G: usize, const R: usize> Heads<'_, G, R> {
         // SAFETY: as `attend` checked.
         unsafe {
             let keys = work.page(page);
+            // Pages lie anywhere, and one row is soon through one: the processor does not find the next by itself.
             if N == 1 && page < (work.position + row) / BLOCK_TOKENS {
                 fetch::<V>(work.page(page + 1).cast(), size_of::<u16>() * page_len(work.width));
             }
