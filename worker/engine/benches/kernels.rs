@@ -11,7 +11,7 @@ use engine::pool::Strip;
 use engine::quant::Format;
 use engine::simd::affine::Finish;
 use engine::simd::bytes::{Bytes, Cell, code, multiply};
-use engine::simd::digits::{Digits, Planes, digitise};
+use engine::simd::digits::{Digits, Rounding, digitise};
 use engine::simd::linear::{self, Input, Scratch};
 use engine::simd::panel::{BLOCK, Panels};
 use engine::simd::tile::Begin;
@@ -51,18 +51,18 @@ fn products(criterion: &mut Criterion) {
                 });
             }
             singles.finish();
-            for (planes, rows) in
-                [Planes::One, Planes::Two].into_iter().flat_map(|planes| ROWS.map(|rows| (planes, rows)))
+            for (rounding, rows) in
+                [Rounding::One, Rounding::Two].into_iter().flat_map(|rounding| ROWS.map(|rows| (rounding, rows)))
             {
                 let mut integers =
-                    group(criterion, format!("{} int{} {}", format.name(), 8 * planes.count(), level.name()));
+                    group(criterion, format!("{} int{} {}", format.name(), 8 * rounding.planes(), level.name()));
                 let (x, mut out) = (vec![0.5; rows * inputs], vec![0.0; rows * outputs]);
                 let mut scratch = Scratch::default();
-                let mut digits = vec![Digits::ZERO; x.len() / BLOCK * planes.count()];
+                let mut digits = vec![Digits::ZERO; x.len() / BLOCK * rounding.planes()];
                 integers.throughput(Throughput::Elements((rows * outputs * inputs) as u64));
                 integers.bench_function(format!("{rows} rows"), |bencher| {
                     bencher.iter(|| {
-                        digitise(level, black_box(&x), planes, &mut digits);
+                        digitise(level, black_box(&x), rounding, &mut digits);
                         let strip = &mut Strip::whole(&mut out, outputs);
                         let panels = (&panels, 0..panels.count());
                         integer::multiply(level, (&digits, rows), panels, (PLAIN, strip), &mut scratch);

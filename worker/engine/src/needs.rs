@@ -7,7 +7,7 @@ use crate::engine::EngineConfig;
 use crate::gguf::{Gguf, Tensor};
 use crate::model::ModelConfig;
 use crate::plan::BLOCK_TOKENS;
-use crate::simd::digits::{Digits, Planes};
+use crate::simd::digits::{Digits, Rounding};
 use crate::simd::panel::{BLOCK, packed_bytes};
 
 /// A token in the tokenizer's tables: its text in both directions, its merges, its place in the hash tables.
@@ -82,7 +82,7 @@ fn workspace(shape: &ModelConfig, config: &EngineConfig) -> usize {
     let rotations = context.saturating_mul(shape.rope_width).saturating_mul(shape.rope_tables());
     let tables = context.div_ceil(BLOCK_TOKENS).saturating_mul(outputs);
     let digits = config.step_tokens.saturating_mul(width.max(queries).max(inner)) / BLOCK * size_of::<Digits>();
-    let digits = digits * config.activations.planes().map_or(0, Planes::count);
+    let digits = digits * config.activations.rounding().map_or(0, Rounding::planes);
     let samplers = config.threads.saturating_mul(vocabulary * CANDIDATE);
     [activations, rotations, tables]
         .into_iter()

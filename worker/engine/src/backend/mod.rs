@@ -18,7 +18,7 @@ use crate::Error;
 use crate::model::Ticket;
 use crate::plan::{BlockId, Plan, Sampled};
 use crate::quant::{Format, dequantise_row};
-use crate::simd::digits::Planes;
+use crate::simd::digits::Rounding;
 
 /// A matrix as a model file holds it: rows of `columns` numbers.
 #[derive(Clone, Copy, Debug)]
@@ -112,12 +112,11 @@ pub enum Activations {
     F32,
     /// Rounded to two signed bytes under a scale for each 32: as near the model as [`Activations::F32`] for most uses.
     Int16,
-    /// One signed byte, and a second one where a row is loudest: five times as near the model as one, at five sixths of its
-    /// speed.
+    /// One signed byte, but for the greatest number of each block that is about as loud as the row's mean block or louder, which stays as
+    /// it is: five times as near the model as a byte alone, at seven eighths of its speed.
     #[default]
     Mixed,
-    /// The same with a second byte in the few places that are far louder than the rest: for models of which the rounding
-    /// of weights costs more.
+    /// The same where a block is far louder than the rest: for models of which the rounding of weights costs more.
     Sparse,
     /// Rounded to a signed byte under a scale for each 32, as llama.cpp does.
     Int8,
@@ -129,13 +128,13 @@ pub enum Activations {
 
 impl Activations {
     /// The signed bytes of a number; none where it stays as it is.
-    pub(crate) const fn planes(self) -> Option<Planes> {
+    pub(crate) const fn rounding(self) -> Option<Rounding> {
         match self {
             Activations::F32 | Activations::Rows => None,
-            Activations::Int16 => Some(Planes::Two),
-            Activations::Mixed => Some(Planes::Loud),
-            Activations::Sparse => Some(Planes::Loudest),
-            Activations::Int8 => Some(Planes::One),
+            Activations::Int16 => Some(Rounding::Two),
+            Activations::Mixed => Some(Rounding::Loud),
+            Activations::Sparse => Some(Rounding::Loudest),
+            Activations::Int8 => Some(Rounding::One),
         }
     }
 }

@@ -260,6 +260,24 @@ impl<const VNNI: bool> Lanes for Ymm<VNNI> {
         }
     }
     #[inline(always)]
+    unsafe fn equal(a: Pair, b: Pair) -> u32 {
+        // SAFETY: see the head of this block.
+        unsafe {
+            let low = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_EQ_OQ>(a.0, b.0));
+            let high = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_EQ_OQ>(a.1, b.1));
+            (low | high << 8).cast_unsigned()
+        }
+    }
+    #[inline(always)]
+    unsafe fn unless_equal(x: Pair, a: Pair, b: Pair) -> Pair {
+        // SAFETY: see the head of this block.
+        unsafe {
+            let low = _mm256_cmp_ps::<_CMP_EQ_OQ>(a.0, b.0);
+            let high = _mm256_cmp_ps::<_CMP_EQ_OQ>(a.1, b.1);
+            (_mm256_andnot_ps(low, x.0), _mm256_andnot_ps(high, x.1))
+        }
+    }
+    #[inline(always)]
     unsafe fn to_array(x: Pair) -> [f32; LANES] {
         let mut all = [0.0; LANES];
         // SAFETY: the array holds 16 numbers.

@@ -264,6 +264,16 @@ impl Lanes for Zmm {
         unsafe { _mm512_scalef_ps(x, n) }
     }
     #[inline(always)]
+    unsafe fn equal(a: __m512, b: __m512) -> u32 {
+        // SAFETY: see the head of this block.
+        unsafe { u32::from(_mm512_cmp_ps_mask::<_CMP_EQ_OQ>(a, b)) }
+    }
+    #[inline(always)]
+    unsafe fn unless_equal(x: __m512, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(a, b), x) }
+    }
+    #[inline(always)]
     unsafe fn to_array(x: __m512) -> [f32; LANES] {
         let mut all = [0.0; LANES];
         // SAFETY: the array holds 16 numbers.

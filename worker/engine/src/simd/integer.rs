@@ -1,10 +1,11 @@
 //! Matrix products of digits with packed integers.
 //!
 //! Sums within a plane of a block are of integers, and so exact; planes are added in order, the first ones of a part of the
-//! blocks before its second ones, by fused multiply-adds. A row's result therefore depends on neither the rows beside it,
-//! nor the tile, the level or the number of threads.
+//! blocks before its second ones and its outliers, by fused multiply-adds. A row's result therefore depends on neither the
+//! rows beside it, nor the tile, the level or the number of threads.
 
 use super::affine::{self, Finish};
+use super::cursor::Cursor;
 use super::digits::{Digits, UNSIGNED};
 use super::lanes::{Lanes, fetch};
 use super::linear::{SCRATCH, Scratch};
@@ -197,8 +198,8 @@ impl<const LAYOUT: usize, const PLANES: usize> Of<LAYOUT, PLANES> {
         }
     }
 
-    /// The first planes of all rows of a tile, and then the second ones row by row, since few rows have any. Returns how
-    /// many rows it did.
+    /// The first planes of all rows of a tile, their second ones, if there are two, and then outliers row by row. Returns
+    /// how many rows it did.
     #[inline(always)]
     unsafe fn tile<V: Lanes, const T: usize, const P: usize, const BYTES: bool>(
         self,
@@ -223,47 +224,59 @@ impl<const LAYOUT: usize, const PLANES: usize> Of<LAYOUT, PLANES> {
                 let x = inputs.map(|row| row.wrapping_add(block));
                 Self::plane::<V, T, P, BYTES>(self.weights::<P, BYTES>(part, block), x, &mut sums);
             }
+            if PLANES == 2 {
+                for block in part.first..part.end {
+                    let x = inputs.map(|row| row.wrapping_add(product.blocks + block));
+                    Self::plane::<V, T, P, BYTES>(self.weights::<P, BYTES>(part, block), x, &mut sums);
+                }
+            }
             const { assert!(T <= 6, "every row's turn comes below") };
-            self.lowers::<V, T, P, BYTES, 0>(at, part, &mut sums);
-            self.lowers::<V, T, P, BYTES, 1>(at, part, &mut sums);
-            self.lowers::<V, T, P, BYTES, 2>(at, part, &mut sums);
-            self.lowers::<V, T, P, BYTES, 3>(at, part, &mut sums);
-            self.lowers::<V, T, P, BYTES, 4>(at, part, &mut sums);
-            self.lowers::<V, T, P, BYTES, 5>(at, part, &mut sums);
+            self.outliers::<V, T, P, 0>(at, part, &mut sums);
+            self.outliers::<V, T, P, 1>(at, part, &mut sums);
+            self.outliers::<V, T, P, 2>(at, part, &mut sums);
+            self.outliers::<V, T, P, 3>(at, part, &mut sums);
+            self.outliers::<V, T, P, 4>(at, part, &mut sums);
+            self.outliers::<V, T, P, 5>(at, part, &mut sums);
             outputs.store::<V, T, P>(at, sums);
         }
         T
     }
 
-    /// Adds the products of the second planes of row `ROW` of a tile, of those blocks that have one. The row is a constant:
-    /// sums that are indexed by a loop of so much would leave their registers.
+    /// Adds the products of the outliers of row `ROW` of a tile; minima were added with the sums of their blocks. The row is
+    /// a constant: sums that are indexed by a loop of so much would leave their registers.
     #[inline(always)]
-    unsafe fn lowers<V: Lanes, const T: usize, const P: usize, const BYTES: bool, const ROW: usize>(
+    unsafe fn outliers<V: Lanes, const T: usize, const P: usize, const ROW: usize>(
         self,
         at: Tile,
         part: Part,
         sums: &mut [[V::F; P]; T],
     ) {
-        if PLANES == 1 || ROW >= T || ROW >= at.tokens {
+        if PLANES == 2 || ROW >= T || ROW >= at.tokens {
             return;
         }
         let row = at.row(ROW);
-        // SAFETY: the product's pointers; second planes follow the first ones of a row.
+        // SAFETY: the product's pointers; a place is inside of its block.
         unsafe {
-            let mut own = [sums[ROW]];
-            let mut block = self.loud(row, part.first);
+            let mut own = sums[ROW];
+            let mut block = self.next_outlier(row, part.first);
             while block < part.end {
-                let lower = self.input(row, self.0.blocks + block);
-                Self::plane::<V, 1, P, BYTES>(self.weights::<P, BYTES>(part, block), [lower], &mut own);
-                block = self.loud(row, block + 1);
+                let x = &*self.input(row, block);
+                let (number, place) = (V::splat(x.outlier), x.place as usize);
+                let weights = self.block_of::<P>(part.panel, block);
+                for p in 0..P {
+                    let mut weights = Cursor::<V, LAYOUT>::open(weights[p]);
+                    weights.group(place / 8);
+                    own[p] = V::fma(V::mul(number, weights.integers(place)), weights.scales(), own[p]);
+                }
+                block = self.next_outlier(row, block + 1);
             }
-            [sums[ROW]] = own;
+            sums[ROW] = own;
         }
     }
 
-    /// The first block of a row from `block` on that has a second plane; past the row where there is none.
+    /// The first block of a row from `block` on that has an outlier; past the row where there is none.
     #[inline(always)]
-    unsafe fn loud(self, row: usize, block: usize) -> usize {
+    unsafe fn next_outlier(self, row: usize, block: usize) -> usize {
         if block == self.0.blocks {
             return usize::MAX;
         }
@@ -478,37 +491,43 @@ mod tests {
     use super::*;
     use crate::backend::Matrix;
     use crate::backend::dense::Activation;
-    use crate::quant::{Format, quantise};
+    use crate::quant::Format;
     #[cfg(target_arch = "x86_64")]
     use crate::simd::avx512::Avx512;
-    use crate::simd::digits::{Planes, digitise};
+    use crate::simd::digits::{Rounding, digitise};
     use crate::simd::tile::Begin;
+
+    const ROUNDINGS: [Rounding; 3] = [Rounding::One, Rounding::Loud, Rounding::Two];
 
     #[test]
     fn a_row_is_the_same_alone_and_among_many_over_several_parts() {
         const BLOCKS: usize = 2 * UNPACKED + 1;
         const ROWS: usize = 3 * 6 + 5;
         const OUTPUTS: usize = 3 * LANES;
-        // Any bytes are a matrix; small ones keep the scales tame. Here and there a block is loud.
+        // Any bytes are a matrix; small ones keep the scales tame. Here and there a number is an outlier.
         let data: Vec<u8> = (0..OUTPUTS * BLOCKS * Format::Q4_1.block_bytes()).map(|i| (i % 61) as u8).collect();
         let weights = Panels::pack(&Matrix { format: Format::Q4_1, columns: BLOCKS * BLOCK, data: &data }).unwrap();
-        let loudness = |i: usize| if (i / BLOCK) % 7 == 3 { 9.0 } else { 1.0 };
+        let loudness = |i: usize| if i % 223 == 3 { 9.0 } else { 1.0 };
         let x: Vec<f32> = (0..ROWS * BLOCKS * BLOCK).map(|i| ((i * 7919 % 997) as f32 - 498.0) * loudness(i)).collect();
         let then = Finish { begin: Begin::Zero, bias: &[1.0; OUTPUTS], activation: Activation::None };
-        for level in Level::all().into_iter().flat_map(either) {
-            let mut digits = vec![Digits::ZERO; ROWS * BLOCKS * 2];
-            for (x, row) in x.chunks_exact(BLOCKS * BLOCK).zip(digits.chunks_exact_mut(2 * BLOCKS)) {
-                digitise(level, x, Planes::Loud, row);
+        let levels = Level::all().into_iter().flat_map(either);
+        for (level, rounding) in levels.flat_map(|level| ROUNDINGS.map(|rounding| (level, rounding))) {
+            let of_row = BLOCKS * rounding.planes();
+            let mut digits = vec![Digits::ZERO; ROWS * of_row];
+            for (x, row) in x.chunks_exact(BLOCKS * BLOCK).zip(digits.chunks_exact_mut(of_row)) {
+                digitise(level, x, rounding, row);
             }
+            let outliers = digits.iter().filter(|block| block.has_outlier()).count();
+            assert_eq!(outliers > ROWS, rounding == Rounding::Loud);
             let product = |digits: &[Digits]| {
-                let rows = digits.len() / (2 * BLOCKS);
+                let rows = digits.len() / of_row;
                 let mut out = vec![0.0; rows * OUTPUTS];
                 let strip = &mut Strip::whole(&mut out, OUTPUTS);
                 multiply(level, (digits, rows), (&weights, 0..3), (then, strip), &mut Scratch::default());
                 out
             };
-            let alone: Vec<f32> = digits.chunks_exact(2 * BLOCKS).flat_map(product).collect();
-            assert_eq!(product(&digits), alone, "{}", level.name());
+            let alone: Vec<f32> = digits.chunks_exact(of_row).flat_map(product).collect();
+            assert_eq!(product(&digits), alone, "{rounding:?} {}", level.name());
         }
     }
 
@@ -522,26 +541,37 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_behind_a_quiet_block_is_not_multiplied() {
-        const COLUMNS: usize = 3 * BLOCK;
-        let number = |i: usize| (i * 7919 % 997) as f32 - 498.0;
-        let x: Vec<f32> = (0..COLUMNS).map(|i| number(i) * [1.0, 9.0, 0.1][i / BLOCK]).collect();
-        let data = quantise(&(0..PAIR * LANES * COLUMNS).map(number).collect::<Vec<_>>());
-        let weights = Panels::pack(&Matrix { format: Format::Q8_0, columns: COLUMNS, data: &data }).unwrap();
-        let then = Finish { begin: Begin::Zero, bias: &[], activation: Activation::None };
-        // As an earlier product leaves the memory.
-        let left = Digits { digits: [7; BLOCK], scale: 1.0, sum: 1.0, halves: [1; 2], begin: 1, ahead: 0 };
-        for level in Level::all() {
-            let product = |memory: Digits| {
-                let mut digits = [memory; 6];
-                digitise(level, &x, Planes::Loud, &mut digits);
-                assert_eq!([0, 1, 2].map(|block| digits[block].more()), [false, true, false]);
-                let mut out = [0.0; PAIR * LANES];
-                let strip = &mut Strip::whole(&mut out, PAIR * LANES);
-                multiply(level, (&digits, 1), (&weights, 0..PAIR), (then, strip), &mut Scratch::default());
-                out
-            };
-            assert_eq!(product(left), product(Digits::ZERO), "{}", level.name());
+    fn outliers_of_every_format_are_multiplied_as_they_are() {
+        const COLUMNS: usize = 256;
+        const OUTPUTS: usize = PAIR * LANES;
+        // Nothing but an outlier at each of the places of a block in turn.
+        let rows: Vec<f32> =
+            (0..BLOCK * COLUMNS).map(|i| if i % COLUMNS == i / COLUMNS + 64 { 1.5 } else { 0.0 }).collect();
+        for format in [Format::Q4_0, Format::Q4_1, Format::Q5_0, Format::Q8_0, Format::Q4K, Format::Q5K, Format::Q6K] {
+            let bytes = OUTPUTS * COLUMNS / format.block_len() * format.block_bytes();
+            let data: Vec<u8> = (0..bytes).map(|i| (i * 31 % 61) as u8).collect();
+            let matrix = Matrix { format, columns: COLUMNS, data: &data };
+            let weights = Panels::pack(&matrix).unwrap();
+            let mut expected = vec![0.0; COLUMNS];
+            for level in Level::all() {
+                let mut digits = vec![Digits::ZERO; rows.len() / BLOCK];
+                for (x, row) in rows.chunks_exact(COLUMNS).zip(digits.chunks_exact_mut(COLUMNS / BLOCK)) {
+                    digitise(level, x, Rounding::Loud, row);
+                }
+                let mut out = vec![0.0; BLOCK * OUTPUTS];
+                let then = Finish { begin: Begin::Zero, bias: &[], activation: Activation::None };
+                let strip = &mut Strip::whole(&mut out, OUTPUTS);
+                multiply(level, (&digits, BLOCK), (&weights, 0..PAIR), (then, strip), &mut Scratch::default());
+                for (output, place) in (0..OUTPUTS).flat_map(|output| (0..BLOCK).map(move |place| (output, place))) {
+                    weights.read_row(output, &mut expected);
+                    let (found, expected) = (out[place * OUTPUTS + output], 1.5 * expected[64 + place]);
+                    assert!(
+                        (found - expected).abs() <= 1e-5 * expected.abs(),
+                        "{format:?} {}: {found} {expected}",
+                        level.name()
+                    );
+                }
+            }
         }
     }
 }

@@ -72,6 +72,10 @@ pub(super) trait Lanes: Copy {
     unsafe fn round(x: Self::F) -> Self::F;
     /// `x * 2^n` for integral `n` of -126 to 127.
     unsafe fn scale(x: Self::F, n: Self::F) -> Self::F;
+    /// Which lanes are equal, the first one in the lowest bit.
+    unsafe fn equal(a: Self::F, b: Self::F) -> u32;
+    /// `x`, but zero where `a` and `b` are equal.
+    unsafe fn unless_equal(x: Self::F, a: Self::F, b: Self::F) -> Self::F;
     unsafe fn to_array(x: Self::F) -> [f32; LANES];
 
     /// The first `count` lanes of `x`, then `fill`.
@@ -170,6 +174,7 @@ impl Lanes for Portable {
     lanewise!(max(a, b) if a > b { a } else { b });
     lanewise!(min(a, b) if a < b { a } else { b });
     lanewise!(abs(x) x.abs());
+    lanewise!(unless_equal(x, a, b) if a == b { 0.0 } else { x });
     lanewise!(round(x) x.round_ties_even());
     lanewise!(scale(x, n) x * f32::from_bits(((n as i32 + 127) as u32) << 23));
 
@@ -292,6 +297,10 @@ impl Lanes for Portable {
                 }
             }
         }
+    }
+    #[inline(always)]
+    unsafe fn equal(a: Self::F, b: Self::F) -> u32 {
+        a.iter().zip(&b).rev().fold(0, |bits, (a, b)| bits << 1 | u32::from(a == b))
     }
     #[inline(always)]
     unsafe fn to_array(x: Self::F) -> [f32; LANES] {

@@ -20,6 +20,7 @@ mod avx2;
 mod avx512;
 pub mod brains;
 pub mod bytes;
+mod cursor;
 pub mod digits;
 pub mod integer;
 mod lanes;

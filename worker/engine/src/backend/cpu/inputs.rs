@@ -7,7 +7,7 @@ use crate::pool::Pool;
 use crate::simd::Level;
 use crate::simd::brains::{SIDE, Tiles, Unit, split};
 use crate::simd::bytes::{Bytes, Cell, code};
-use crate::simd::digits::{Digits, Planes, digitise};
+use crate::simd::digits::{Digits, Rounding, digitise};
 
 /// Rows of inputs, norms and gates that one thread does faster alone than two together.
 pub(super) const ROWS_ALONE: usize = 4;
@@ -18,7 +18,7 @@ pub(super) enum Form<'a> {
     /// They stay as they are.
     Numbers,
     /// So many digits a row.
-    Digits(Planes, usize),
+    Digits(Rounding, usize),
     /// Cells for a matrix.
     Cells(&'a Bytes),
     /// Squares of 32 rows for a matrix.
@@ -88,9 +88,9 @@ impl Form<'_> {
         let row = |row: usize| &x[row * width..][..width];
         let coded = match self {
             Form::Numbers => Coded::Numbers,
-            Form::Digits(planes, len) => {
+            Form::Digits(rounding, len) => {
                 let out = grown(&mut room.digits, rows * len, Digits::ZERO);
-                by.each((&mut *out, len), ROWS_ALONE, |index, out| digitise(level, row(index), planes, out));
+                by.each((&mut *out, len), ROWS_ALONE, |index, out| digitise(level, row(index), rounding, out));
                 Coded::Digits(out)
             }
             Form::Cells(bytes) => {

@@ -9,7 +9,7 @@ use crate::pool::Strip;
 use crate::simd::affine::Finish;
 use crate::simd::brains::{SIDE, Tiles, Unit};
 use crate::simd::bytes::Bytes;
-use crate::simd::digits::Planes;
+use crate::simd::digits::Rounding;
 use crate::simd::linear::{BAND_ROWS, Input, Scratch};
 use crate::simd::panel::{BLOCK, Panels};
 use crate::simd::{Level, brains, bytes, integer, linear};
@@ -53,8 +53,8 @@ impl Weight {
     /// What its products read where inputs of integers are held as `activations` says.
     pub(super) fn form(&self, activations: Activations) -> Form<'_> {
         match &self.packed {
-            Packed::Panels(_) => match (activations.planes(), self.digits_of_row(activations)) {
-                (Some(planes), of_row @ 1..) => Form::Digits(planes, of_row),
+            Packed::Panels(_) => match (activations.rounding(), self.digits_of_row(activations)) {
+                (Some(rounding), of_row @ 1..) => Form::Digits(rounding, of_row),
                 _ => Form::Numbers,
             },
             Packed::Bytes(bytes) => Form::Cells(bytes),
@@ -66,7 +66,7 @@ impl Weight {
     pub(super) fn digits_of_row(&self, activations: Activations) -> usize {
         let Packed::Panels(parts) = &self.packed else { return 0 };
         let integers = parts.iter().any(|part| !part.layout().is_plain());
-        if integers { self.inputs / BLOCK * activations.planes().map_or(0, Planes::count) } else { 0 }
+        if integers { self.inputs / BLOCK * activations.rounding().map_or(0, Rounding::planes) } else { 0 }
     }
 
     /// Whether a product of so many rows is better cut by rows than by outputs.
