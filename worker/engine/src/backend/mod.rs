@@ -112,8 +112,8 @@ pub enum Activations {
     F32,
     /// Rounded to two signed bytes under a scale for each 32: as near the model as [`Activations::F32`] for most uses.
     Int16,
-    /// One signed byte, but for the greatest number of each block that is about as loud as the row's mean block or louder, which stays as
-    /// it is: five times as near the model as a byte alone, at seven eighths of its speed.
+    /// One signed byte, but for the greatest number of each block that is about as loud as the row's mean block or louder,
+    /// which stays as it is: five times as near the model as a byte alone, at five sixths of its speed.
     #[default]
     Mixed,
     /// The same where a block is far louder than the rest: for models of which the rounding of weights costs more.
@@ -127,7 +127,7 @@ pub enum Activations {
 }
 
 impl Activations {
-    /// The signed bytes of a number; none where it stays as it is.
+    /// How a row is rounded; none where it stays as it is.
     pub(crate) const fn rounding(self) -> Option<Rounding> {
         match self {
             Activations::F32 | Activations::Rows => None,

@@ -41,7 +41,7 @@ pub(super) const UNSIGNED: i32 = 128;
 pub enum Rounding {
     /// A byte each.
     One,
-    /// The same, but for the greatest number of each block that is no quieter than most of the row.
+    /// The same, but for the greatest number of each block that is about as loud as the row's mean block or louder.
     Loud,
     /// The same, but for the greatest number of each block that is far louder.
     Loudest,
