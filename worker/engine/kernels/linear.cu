@@ -1,33 +1,21 @@
 // Products for up to eight rows, of weights that are read once: out = activation(w * f(x) + bias [+ out]), f a norm or
 // nothing; and pairs of products that a gate joins.
 //
-// Memory is the bound, so many bytes are under way: every lane has a ring of weights in shared memory, 256 bytes a
-// thread, and begins to fill it before the launches that make x are done. Tensor cores multiply: a product takes 16
-// outputs and eight lines, which are rows of x in bf16. One row or two that are not bf16 as they come have two lines
-// each, their upper and their lower parts, so that x keeps 16 bits. A norm takes no time of its own: its factor goes to
-// the sums.
+// Weights come as stream.cuh says, and begin to come before the launches that make x are done. The lines they meet are
+// rows of x in bf16. One row or two that are not bf16 as they come have two lines each, their upper and their lower parts,
+// so that x keeps 16 bits. A norm takes no time of its own: its factor goes to the sums.
 //
 // 256 or 512 threads, grid ceil(n / outputs). `outputs`, those of a block, are a multiple of 8, at most half as many as
 // threads, of gemv_glu a quarter; the fewer, the more warps share a row of w. k % 8 == 0; x, norm and w are 16-byte
-// aligned. Lines: rows, twice as many where rows <= 2 and (norm or x is f32). Dynamic shared memory:
-// threads * 256 + min(2 * lines * (k rounded up to 64), threads * 128) bytes.
+// aligned; of integers k % 32 == 0, and of gemv_glu n % 8 == 0. Lines: rows, twice as many where rows <= 2 and (norm or x
+// is f32). Dynamic shared memory: threads * 256 + min(2 * lines * (k rounded up to 64), threads * 128) bytes.
 
-#include "device.cuh"
+#include "stream.cuh"
 
 #define THREADS_MAX 512
 #define ROWS_MAX 8
 // Up to so many rows have lower parts too.
 #define EXACT_ROWS_MAX 2
-// Outputs of a warp, and the half of them whose weights a lane has a row of each.
-#define TILE 16
-#define GROUP 8
-// Columns that a warp takes at once: 128 bytes of a row, of which a lane has two pieces of 16, 64 bytes apart.
-#define CHUNK 64
-#define PIECE 8
-// Chunks under way, and what they are made of: a lane's pieces, two of each group.
-#define DEPTH 4
-#define CHUNK_PIECES 4
-#define WARP_RING (DEPTH * CHUNK_PIECES * WARP)
 // Numbers of x that shared memory takes, for each thread: two parts for eight lines are two chunks of every warp each.
 #define NUMBERS_OF_THREAD 64
 #define PART_CHUNKS_MIN 2
@@ -39,7 +27,7 @@ struct Input {
     int kind, rows;
     const float* norm;
     float epsilon;
-    const bf16* w;
+    const void* w;
     int n, k;
 };
 
@@ -52,61 +40,10 @@ DEVICE int lines_of(const Input& in) { return has_lower(in) ? 2 * in.rows : in.r
 
 DEVICE int warps_of_block() { return blockDim.x / WARP; }
 
-// Warps that share a tile of outputs, or a row of x: every so many of them, so that teams are as equal as can be.
-struct Team {
-    int number, member, members;
-};
-
 DEVICE Team team_of_warp(int teams) {
     int warp = threadIdx.x / WARP;
     int number = warp % teams;
     return {number, warp / teams, (warps_of_block() - 1 - number) / teams + 1};
-}
-
-// A lane's weights: its ring, where its next pieces of a row of each group are, if there is such a row, and how many
-// columns are left from the next chunk on. Members of a team take a chunk each in turn; the one to multiply is at
-// `column`.
-struct Stream {
-    uint4* ring;
-    int slot;
-    const bf16* from[2];
-    bool exists[2];
-    int left, column, step;
-};
-
-DEVICE Stream stream_of_lane(const Input& in, Team team, int first, bool first_exists, int second, bool second_exists,
-                             uint4* rings) {
-    int lane = threadIdx.x % WARP;
-    int column = team.member * CHUNK;
-    const bf16* from = in.w + column + lane % 4 * PIECE;
-    return {rings + threadIdx.x / WARP * WARP_RING + lane,
-            0,
-            {from + (u64)first * in.k, from + (u64)second * in.k},
-            {first_exists, second_exists},
-            in.k - column,
-            column,
-            team.members * CHUNK};
-}
-
-// Asks for the next chunk, in place of the one in the slot. Where there is none, the empty group keeps the count.
-DEVICE void fetch(Stream& stream) {
-    if (stream.left > 0) {
-        uint4* to = stream.ring + stream.slot * CHUNK_PIECES * WARP;
-        int left = stream.left - (int)threadIdx.x % 4 * PIECE;
-#pragma unroll
-        for (int group = 0; group < 2; group++) {
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                int column = half * (CHUNK / 2);
-                bool valid = stream.exists[group] && left > column;
-                copy_async16(to + (group * 2 + half) * WARP, stream.from[group] + column, valid);
-            }
-            stream.from[group] += stream.step;
-        }
-        stream.left -= stream.step;
-    }
-    copy_async_commit();
-    stream.slot = (stream.slot + 1) % DEPTH;
 }
 
 // Columns of all lines that are laid out in shared memory, and where the next will be.
@@ -262,39 +199,27 @@ DEVICE float lay_out(const Input& in, Share share, const Part& part, Batch& batc
     return convert_part(in, share, part, batch);
 }
 
-// Adds a chunk's products, of the weights in the slot. Which of its columns a product takes first does not matter, so
-// long as x and weights agree: a lane's pieces are, pair by pair, what tensor cores want of it. Halves have sums of
-// their own, so that one need not wait for the other.
-DEVICE void multiply(float (&sums)[2][4], const Stream& stream, const uint4* staged, int lines) {
-    const uint4* weights = stream.ring + stream.slot * CHUNK_PIECES * WARP;
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        uint4 x = staged[half * 4 * lines];
-        uint4 first = weights[half * WARP];
-        uint4 second = weights[(2 + half) * WARP];
-        mma_bf16(sums[half], {first.x, second.x, first.y, second.y}, {x.x, x.y});
-        mma_bf16(sums[half], {first.z, second.z, first.w, second.w}, {x.z, x.w});
+// Lanes of lines that are not there take the last one again; nobody asks for their sums.
+template <class Weights>
+DEVICE void multiply_part(float (&sums)[2][4], Weights& weights, const Part& part, int lines) {
+    int lane = threadIdx.x % WARP;
+    const uint4* staged = part.staged + min(lane / 4, lines - 1) * 4 + lane % 4;
+    while (weights.turn.column < part.first + part.columns) {
+        await_chunk(weights);
+        multiply(sums, weights, staged + (weights.turn.column - part.first) / PIECE * lines, lines);
+        advance(weights);
+        weights.turn.column += weights.turn.step;
     }
 }
 
-// Lanes of lines that are not there take the last one again; nobody asks for their sums.
-DEVICE void multiply_part(float (&sums)[2][4], Stream& stream, const Part& part, int lines) {
-    int lane = threadIdx.x % WARP;
-    const uint4* staged = part.staged + min(lane / 4, lines - 1) * 4 + lane % 4;
-    while (stream.column < part.first + part.columns) {
-        copy_async_wait<DEPTH - 1>();
-        multiply(sums, stream, staged + (stream.column - part.first) / PIECE * lines, lines);
-        fetch(stream);
-        stream.column += stream.step;
-    }
-}
+DEVICE u8* ring_of(u8* rings, int warp) { return rings + warp * RING_BYTES; }
 
 // What a warp has summed. It lies where the warp's ring was.
 struct Products {
     float of[TILE][ROWS_MAX];
 };
 
-DEVICE Products& products_of(uint4* rings, int warp) { return *(Products*)(rings + warp * WARP_RING); }
+DEVICE Products& products_of(u8* rings, int warp) { return *(Products*)ring_of(rings, warp); }
 
 DEVICE void leave(Products& to, const float (&sums)[2][4], bool lower) {
     int lane = threadIdx.x % WARP;
@@ -332,20 +257,24 @@ DEVICE void leave_factor(const Input& in, Team readers, Norms& norms) {
 }
 
 // What is under way once x may be read.
+template <class Weights>
 struct Flight {
-    Stream stream;
+    Weights weights;
     Team readers;
     Part part;
     Batch batch;
 };
 
 // All weights come from afar and x has been written just now: the weights are asked for before, x as soon as it may be.
-DEVICE Flight begin(const Input& in, const Stream& stream, uint4* rings) {
-    Flight flight = {stream, team_of_warp(in.rows), first_part(in, rings + warps_of_block() * WARP_RING), {}};
+template <class Weights>
+DEVICE void begin(Flight<Weights>& flight, const Input& in, Team team, const Groups& groups, u8* rings) {
+    open(flight.weights, in.w, in.k, team, groups, ring_of(rings, threadIdx.x / WARP));
+    flight.readers = team_of_warp(in.rows);
+    flight.part = first_part(in, (uint4*)ring_of(rings, warps_of_block()));
     Share share = share_of(flight.readers);
     load_norm(flight.batch, in, share, flight.part, share.first);
 #pragma unroll
-    for (int i = 0; i < DEPTH; i++) fetch(flight.stream);
+    for (int i = 0; i < Weights::DEPTH; i++) advance(flight.weights);
     grid_release();
     grid_wait();
     if (is_copied(in)) {
@@ -353,11 +282,11 @@ DEVICE Flight begin(const Input& in, const Stream& stream, uint4* rings) {
     } else {
         load_x(flight.batch, in, share, flight.part, share.first);
     }
-    return flight;
 }
 
 // A part's columns are laid out while those of the part before are multiplied, in the other half of the memory.
-DEVICE void sum_products(const Input& in, Flight& flight, uint4* rings, Norms& norms) {
+template <class Weights>
+DEVICE void sum_products(const Input& in, Flight<Weights>& flight, u8* rings, Norms& norms) {
     Share share = share_of(flight.readers);
     Part part = flight.part;
     int lines = lines_of(in);
@@ -373,20 +302,20 @@ DEVICE void sum_products(const Input& in, Flight& flight, uint4* rings, Norms& n
     for (Part next = part_after(part, in); next.first < in.k; next = part_after(next, in)) {
         squares += lay_out(in, share, next, flight.batch);
         norms.squares[threadIdx.x] = squares;
-        multiply_part(sums, flight.stream, part, lines);
+        multiply_part(sums, flight.weights, part, lines);
         // A part is so many chunks at least: what was asked for before them is there when no more groups are pending.
         copy_async_wait<PART_CHUNKS_MIN>();
         __syncthreads();
         part = next;
     }
     leave_factor(in, flight.readers, norms);
-    multiply_part(sums, flight.stream, part, lines);
+    multiply_part(sums, flight.weights, part, lines);
     leave(products_of(rings, threadIdx.x / WARP), sums, has_lower(in));
     __syncthreads();
 }
 
 // An output of a tile, for a row: what the members of the team have of it, times the norm's factor.
-DEVICE float product(const Input& in, uint4* rings, const Norms& norms, int team, int teams, int output, int row) {
+DEVICE float product(const Input& in, u8* rings, const Norms& norms, int team, int teams, int output, int row) {
     float sum = 0.0f;
 #pragma unroll 4
     for (int warp = team; warp < warps_of_block(); warp += teams) sum += products_of(rings, warp).of[output][row];
@@ -423,58 +352,84 @@ DEVICE Number number_at(int at, int outputs) {
     return {at >> shift, at & ((1 << shift) - 1)};
 }
 
-KERNEL(gemv, THREADS_MAX)
-(const void* x, int x_kind, int rows, const float* norm, float epsilon, const bf16* w, int n, int k, const float* bias,
- int activation, int add, void* out, int out_kind, int outputs) {
-    DYNAMIC_SHARED(uint4, rings);
+// What follows a product, and where it goes.
+struct Finish {
+    const float* bias;
+    int activation, add;
+    void* out;
+    int out_kind;
+};
+
+template <class Weights>
+DEVICE void multiply_few(const Input& in, const Finish& finish, int outputs) {
+    DYNAMIC_SHARED(u8, rings);
     SHARED Norms norms;
-    Input in = {x, x_kind, rows, norm, epsilon, w, n, k};
     int block = blockIdx.x * outputs;
-    int end = min(block + outputs, n);
+    int end = min(block + outputs, in.n);
     int teams = (outputs + TILE - 1) / TILE;
     Team team = team_of_warp(teams);
-    int first = block + team.number * TILE + threadIdx.x % WARP / 4;
-    Stream stream = stream_of_lane(in, team, first, first < end, first + GROUP, first + GROUP < end, rings);
+    int first = block + team.number * TILE;
     Number number = number_at(threadIdx.x, outputs);
-    bool exists = number.row < rows && number.output < outputs && block + number.output < n;
-    u64 at = (u64)number.row * n + block + number.output;
-    Flight flight = begin(in, stream, rings);
+    bool exists = number.row < in.rows && number.output < outputs && block + number.output < in.n;
+    u64 at = (u64)number.row * in.n + block + number.output;
+    Flight<Weights> flight;
+    begin(flight, in, team, {{first, first + GROUP}, {end, end}}, rings);
 
     Before before = {};
-    if (exists) before = load_before(bias, block + number.output, add, out, out_kind, at);
+    if (exists) before = load_before(finish.bias, block + number.output, finish.add, finish.out, finish.out_kind, at);
     sum_products(in, flight, rings, norms);
-    for (int i = threadIdx.x; i < rows << log2_up(outputs); i += blockDim.x) {
+    for (int i = threadIdx.x; i < in.rows << log2_up(outputs); i += blockDim.x) {
         if (i >= blockDim.x) number = number_at(i, outputs);
         int output = block + number.output;
-        if (number.output >= outputs || output >= n) continue;
-        at = (u64)number.row * n + output;
-        if (i >= blockDim.x) before = load_before(bias, output, add, out, out_kind, at);
+        if (number.output >= outputs || output >= in.n) continue;
+        at = (u64)number.row * in.n + output;
+        if (i >= blockDim.x) before = load_before(finish.bias, output, finish.add, finish.out, finish.out_kind, at);
         float y = product(in, rings, norms, number.output / TILE, teams, number.output % TILE, number.row);
-        store1(out, out_kind, at, activate(activation, y + sum_of(before, out_kind)));
+        store1(finish.out, finish.out_kind, at, activate(finish.activation, y + sum_of(before, finish.out_kind)));
     }
 }
 
 // The rows of w are gates, then as many ups: a tile's two groups are the gates and the ups of the same outputs.
-KERNEL(gemv_glu, THREADS_MAX)
-(const void* x, int x_kind, int rows, const float* norm, float epsilon, const bf16* w, int n, int k, int function,
- void* out, int out_kind, int outputs) {
-    DYNAMIC_SHARED(uint4, rings);
+template <class Weights>
+DEVICE void multiply_gated(const Input& in, int function, void* out, int out_kind, int outputs) {
+    DYNAMIC_SHARED(u8, rings);
     SHARED Norms norms;
-    Input in = {x, x_kind, rows, norm, epsilon, w, n, k};
     int block = blockIdx.x * outputs;
     int teams = outputs / GROUP;
     Team team = team_of_warp(teams);
-    int first = block + team.number * GROUP + threadIdx.x % WARP / 4;
-    Stream stream = stream_of_lane(in, team, first, first < n, n + first, first < n, rings);
-    Flight flight = begin(in, stream, rings);
+    int first = block + team.number * GROUP;
+    Flight<Weights> flight;
+    begin(flight, in, team, {{first, in.n + first}, {in.n, 2 * in.n}}, rings);
     sum_products(in, flight, rings, norms);
-    for (int i = threadIdx.x; i < rows << log2_up(outputs); i += blockDim.x) {
+    for (int i = threadIdx.x; i < in.rows << log2_up(outputs); i += blockDim.x) {
         Number number = number_at(i, outputs);
-        if (number.output >= outputs || block + number.output >= n) continue;
+        if (number.output >= outputs || block + number.output >= in.n) continue;
         int tile = number.output / GROUP;
         int output = number.output % GROUP;
         float gates = product(in, rings, norms, tile, teams, output, number.row);
         float ups = product(in, rings, norms, tile, teams, GROUP + output, number.row);
-        store1(out, out_kind, (u64)number.row * n + block + number.output, gate(function, gates) * ups);
+        store1(out, out_kind, (u64)number.row * in.n + block + number.output, gate(function, gates) * ups);
     }
 }
+
+#define GEMV(name, weights)                                                                                        \
+    KERNEL(name, THREADS_MAX)                                                                                      \
+    (const void* x, int x_kind, int rows, const float* norm, float epsilon, const void* w, int n, int k,           \
+     const float* bias, int activation, int add, void* out, int out_kind, int outputs) {                           \
+        multiply_few<weights>({x, x_kind, rows, norm, epsilon, w, n, k}, {bias, activation, add, out, out_kind},   \
+                              outputs);                                                                            \
+    }
+
+#define GEMV_GLU(name, weights)                                                                                    \
+    KERNEL(name, THREADS_MAX)                                                                                      \
+    (const void* x, int x_kind, int rows, const float* norm, float epsilon, const void* w, int n, int k,           \
+     int function, void* out, int out_kind, int outputs) {                                                         \
+        multiply_gated<weights>({x, x_kind, rows, norm, epsilon, w, n, k}, function, out, out_kind, outputs);      \
+    }
+
+GEMV(gemv, Brains)
+GEMV(gemv_nibbles, Nibbles)
+GEMV(gemv_bytes, Bytes)
+GEMV_GLU(gemv_glu, Brains)
+GEMV_GLU(gemv_glu_nibbles, Nibbles)
+GEMV_GLU(gemv_glu_bytes, Bytes)

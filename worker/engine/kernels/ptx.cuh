@@ -16,6 +16,20 @@ DEVICE u32 pack_bf16(float low, float high) {
     return pair;
 }
 
+// The sums of pairs of bf16, to the nearest even.
+DEVICE u32 add_bf16(u32 a, u32 b) {
+    u32 sums;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sums) : "r"(a), "r"(0x3f803f80u), "r"(b));
+    return sums;
+}
+
+// A number of half precision, in bits 0 to 15.
+DEVICE float from_f16(u32 bits) {
+    float x;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"((unsigned short)bits));
+    return x;
+}
+
 // d += a * b by one warp: (16, 16) times (16, 8), sums of single precision. With group = lane / 4 and pair = lane % 4 *
 // 2: a[i] is row group + i % 2 * 8, columns pair + i / 2 * 8 and the next; b[i] is column group, rows pair + i * 8 and
 // the next; d[i] is row group + i / 2 * 8, column pair + i % 2.

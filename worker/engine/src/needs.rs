@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::Error;
+use crate::backend::cuda::integers_bytes;
 use crate::engine::EngineConfig;
 use crate::gguf::{Gguf, Tensor};
 use crate::model::ModelConfig;
@@ -53,15 +54,23 @@ pub fn needs(path: &Path, config: &EngineConfig) -> Result<Needs, Error> {
     Ok(Needs { weights, workspace, kv_token: kv as u64, context: shape.context })
 }
 
-/// As [`needs`], of a GPU's memory: weights of two bytes a number, as it holds them.
+/// As [`needs`], of a GPU's memory: weights of two bytes a number, and the integers that products of few rows read.
 pub fn needs_on_card(path: &Path, config: &EngineConfig) -> Result<Needs, Error> {
     let gguf = Gguf::open(path)?;
     let shape = ModelConfig::from_gguf(&gguf)?;
-    let numbers = gguf.tensors().map(|tensor| tensor.elements()).fold(0, u64::saturating_add);
+    let weights = gguf.tensors().map(|tensor| on_card(&tensor)).fold(0, u64::saturating_add);
     let needs = needs(path, config)?;
     // Parts of long attentions, inputs of products and the vendor's library want room as well.
     let workspace = needs.workspace.saturating_add(workspace(&shape, config) as u64).saturating_add(CARD);
-    Ok(Needs { weights: numbers.saturating_mul(HALF as u64), workspace, ..needs })
+    Ok(Needs { weights, workspace, ..needs })
+}
+
+fn on_card(tensor: &Tensor<'_>) -> u64 {
+    let integers = match *tensor.shape {
+        [columns, rows] => integers_bytes(tensor.format, rows, columns),
+        _ => 0,
+    };
+    tensor.elements().saturating_mul(HALF as u64).saturating_add(integers)
 }
 
 fn packed(tensor: &Tensor<'_>) -> u64 {

@@ -119,4 +119,11 @@ unsigned bf16_bits(float x) {
     return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 
+float f16_number(unsigned bits) {
+    unsigned exponent = bits >> 10 & 31, fraction = bits & 0x3ff;
+    float size = exponent == 0 ? ldexpf((float)fraction, -24) : ldexpf((float)(fraction | 0x400), (int)exponent - 25);
+    if (exponent == 31) size = fraction ? NAN : INFINITY;
+    return bits >> 15 ? -size : size;
+}
+
 }  // namespace shim

@@ -13,12 +13,21 @@ void copy_async_commit();
 void copy_async_wait(Place place, int pending);
 const void* global16(Place place, const void* global);
 unsigned bf16_bits(float x);
+float f16_number(unsigned bits);
 void grid_wait();
 
 }  // namespace shim
 #pragma GCC visibility pop
 
 DEVICE u32 pack_bf16(float low, float high) { return shim::bf16_bits(low) | shim::bf16_bits(high) << 16; }
+
+DEVICE u32 add_bf16(u32 a, u32 b) {
+    float low = __uint_as_float(a << 16) + __uint_as_float(b << 16);
+    float high = __uint_as_float(a & 0xffff0000u) + __uint_as_float(b & 0xffff0000u);
+    return pack_bf16(low, high);
+}
+
+DEVICE float from_f16(u32 bits) { return shim::f16_number(bits & 0xffffu); }
 
 DEVICE void mma_bf16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], SHIM_PLACE) {
     shim::multiply(SHIM_HERE, d, a, b);

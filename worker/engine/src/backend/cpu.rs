@@ -185,6 +185,13 @@ impl Backend for Cpu {
         self.pack_panels(parts)
     }
 
+    fn pack_stored(&mut self, rows: Matrix<'_>) -> Result<Weight, Error> {
+        let held = std::mem::take(&mut self.weights);
+        let stored = self.pack(&[rows]);
+        self.weights = held;
+        stored
+    }
+
     fn kv(&self, shape: KvShape) -> Result<Kv, Error> {
         if !shape.width.is_multiple_of(LANES) || shape.width > HEAD_WIDTH_MAX {
             return Err(Error::Unsupported(format!("attention heads of {} numbers", shape.width)));

@@ -10,6 +10,7 @@ pub mod check;
 mod dense;
 mod graphs;
 mod indices;
+mod integers;
 mod kernels;
 mod products;
 mod rows;
@@ -26,11 +27,13 @@ use crate::backend::{Backend, Epilogue, Gate, KvShape, Matrix, Normed, Reach, St
 use crate::cuda::{Address, Argument, Extent, Gpu, Kernel, Kind, Properties};
 use crate::model::Ticket;
 use crate::plan::{BlockId, Plan, Sampled};
-use crate::quant::dequantise_row;
+use crate::quant::{Format, dequantise_row};
 use crate::tensors::little_endian;
 pub use buffer::{Buf, Kv, Weight};
 use graphs::{Graphs, Mode};
 use indices::Indices;
+use integers::Integers;
+pub(crate) use integers::integers_bytes;
 use kernels::Kernels;
 use sampling::Choice;
 use scratch::Scratch;
@@ -76,7 +79,7 @@ impl Cuda {
     /// Rows of noise, to measure with.
     pub(crate) fn filled(&mut self, rows: usize, width: usize) -> Result<Buf, Error> {
         let mut buffer = self.inputs(rows, width)?;
-        let weight = self.noise(rows, width)?;
+        let weight = self.noise(rows, width, Format::BF16)?;
         buffer.set_rows(rows);
         self.gpu.copy(weight.address(), buffer.address(), rows * width * Kind::Bf16.bytes())?;
         self.gpu.wait()?;
@@ -151,11 +154,16 @@ impl Backend for Cuda {
     }
 
     fn pack(&mut self, parts: &[Matrix<'_>]) -> Result<Weight, Error> {
-        Weight::pack(&self.gpu, parts)
+        Ok(Weight::pack(&self.gpu, parts)?.with_integers(Integers::pack(&self.gpu, parts)?))
     }
 
-    fn noise(&mut self, outputs: usize, inputs: usize) -> Result<Weight, Error> {
-        let weight = Weight::empty(&self.gpu, outputs, inputs)?;
+    fn pack_stored(&mut self, rows: Matrix<'_>) -> Result<Weight, Error> {
+        Weight::pack(&self.gpu, &[rows])
+    }
+
+    fn noise(&mut self, outputs: usize, inputs: usize, format: Format) -> Result<Weight, Error> {
+        let integers = Integers::noise(&self.gpu, format, (outputs, inputs))?;
+        let weight = Weight::empty(&self.gpu, outputs, inputs)?.with_integers(integers);
         let numbers = outputs * inputs;
         // So that rows keep their size from layer to layer.
         let spread = (3.0 / inputs as f32).sqrt();

@@ -139,14 +139,6 @@ pub trait Dense: Backend {
     fn appetite(&self) -> usize {
         1
     }
-    /// Packs a matrix as it is, however the weights of products are held: one whose rows are gathered, or that rounding
-    /// would harm.
-    ///
-    /// # Errors
-    /// As [`Backend::pack`].
-    fn pack_stored(&mut self, rows: Matrix<'_>) -> Result<Self::Weight, Error> {
-        self.pack(&[rows])
-    }
     /// Packs matrices as [`Backend::pack`] does, for products that mostly have many rows.
     ///
     /// # Errors

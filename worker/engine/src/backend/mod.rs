@@ -236,11 +236,19 @@ pub trait Backend: Send {
     fn upload(&self, numbers: &[f32], width: usize) -> Result<Self::Buf, Error>;
     /// Packs matrices of equal inputs as one, their outputs side by side.
     fn pack(&mut self, parts: &[Matrix<'_>]) -> Result<Self::Weight, Error>;
-    /// A matrix of noise, to measure with.
-    fn noise(&mut self, outputs: usize, inputs: usize) -> Result<Self::Weight, Error> {
+    /// Packs a matrix as it is, however the weights of products are held: one whose rows are gathered, or that rounding
+    /// would harm.
+    ///
+    /// # Errors
+    /// As [`Backend::pack`].
+    fn pack_stored(&mut self, rows: Matrix<'_>) -> Result<Self::Weight, Error> {
+        self.pack(&[rows])
+    }
+    /// A matrix of noise, as a file of this format would give it, to measure with.
+    fn noise(&mut self, outputs: usize, inputs: usize, format: Format) -> Result<Self::Weight, Error> {
         let mut noise = crate::fixture::Noise(outputs as u64);
-        let data = noise.matrix(Format::BF16, outputs, inputs);
-        self.pack(&[Matrix { format: Format::BF16, columns: inputs, data: &data }])
+        let data = noise.matrix(format, outputs, inputs);
+        self.pack(&[Matrix { format, columns: inputs, data: &data }])
     }
     /// An empty cache.
     fn kv(&self, shape: KvShape) -> Result<Self::Kv, Error>;

@@ -7,6 +7,7 @@ use crate::Error;
 use crate::backend::cuda::Cuda;
 use crate::backend::{Backend, Epilogue};
 use crate::cuda::{Gpu, Kind, Memory, Product};
+use crate::quant::Format;
 
 /// Bytes that are copied: far more than a cache holds.
 const COPIED: usize = 2 << 30;
@@ -37,7 +38,7 @@ fn copy(gpu: &Arc<dyn Gpu>) -> Result<f64, Error> {
 
 /// Of the vendor's library, on noise: zeros would be faster than any weights are.
 fn products(gpu: &Arc<dyn Gpu>, noise: &mut Cuda) -> Result<Option<f64>, Error> {
-    let [a, b] = [noise.noise(SIDE, SIDE)?, noise.noise(SIDE, SIDE)?];
+    let [a, b] = [noise.noise(SIDE, SIDE, Format::BF16)?, noise.noise(SIDE, SIDE, Format::BF16)?];
     let out = Memory::new(gpu, SIDE * SIDE * Kind::Bf16.bytes())?;
     let product = Product {
         m: SIDE,

@@ -50,18 +50,19 @@ pub(super) fn measure(
     let row = (sequences * rows) as f64;
     for (name, operation) in OPERATIONS {
         let seconds = seconds(&gpu, &mut cuda, &mut layer, operation)?;
-        let numbers = match name {
-            "qkv" => layer.bytes(&layer.qkv),
-            "out" => layer.bytes(&layer.out),
-            "gate, up and glu" => layer.bytes(&layer.gate_up),
-            "down" => layer.bytes(&layer.down),
-            _ => 0.0,
+        let weight = match name {
+            "qkv" => layer.qkv.first(),
+            "out" => layer.out.first(),
+            "gate, up and glu" => layer.gate_up.first(),
+            "down" => layer.down.first(),
+            _ => None,
         };
-        let part = match ceilings.products {
-            _ if numbers == 0.0 => None,
-            Some(products) if row > 256.0 => Some((numbers * row / seconds / products, "products")),
-            _ => Some((numbers / seconds / ceilings.copy, "copy")),
-        };
+        let part = weight.map(|weight| match ceilings.products {
+            // Two operations a number, of two bytes.
+            Some(products) if row > 256.0 => (weight.bytes() as f64 * row / seconds / products, "products"),
+            _ if row <= 8.0 => (weight.bytes_for_few() as f64 / seconds / ceilings.copy, "copy"),
+            _ => (weight.bytes() as f64 / seconds / ceilings.copy, "copy"),
+        });
         put(measures, &format!("{what}: {name}"), (seconds * 1e6, "us"), part);
     }
     Ok(())
@@ -96,7 +97,7 @@ impl Layer {
         let (width, inner) = (shape.width, shape.inner);
         let (queries, keys) = (shape.heads.0 * shape.head_width, shape.heads.1 * shape.head_width);
         let mut weights = |outputs: usize, inputs: usize| -> Result<Vec<_>, Error> {
-            (0..WEIGHTS).map(|_| cuda.noise(outputs, inputs)).collect()
+            (0..WEIGHTS).map(|_| cuda.noise(outputs, inputs, shape.format)).collect()
         };
         let (qkv, out) = (weights(queries + 2 * keys, width)?, weights(width, queries)?);
         let (gate_up, down) = (weights(2 * inner, width)?, weights(width, inner)?);
@@ -120,11 +121,6 @@ impl Layer {
             inner: cuda.filled(all, inner)?,
             kv: cuda.kv(KvShape { layers: 1, blocks, heads: shape.heads.1, width: shape.head_width })?,
         })
-    }
-
-    /// Of one weight.
-    fn bytes(&self, weights: &[<Cuda as Backend>::Weight]) -> f64 {
-        weights.first().map_or(0.0, |weight| weight.bytes() as f64)
     }
 }
 

@@ -10,7 +10,9 @@ use crate::backend::{Backend, StepLimits};
 use crate::cuda::Card;
 use crate::device;
 use crate::encode::{Budget, Encoder, Input, InputKey, Output, Pixels, Turn};
-use crate::fixture::{self, ClipShape, FAMILIES, Noise, TowerShape, VOCABULARY, WhisperShape, small_network};
+use crate::fixture::{
+    self, ClipShape, FAMILIES, Noise, TowerShape, VOCABULARY, WhisperShape, small_network, tiny_llama_bytes,
+};
 use crate::gguf::Gguf;
 use crate::model::whisper::Whisper;
 use crate::model::{Bert, Clip, Decoder, EfficientNet, ModelConfig, Room};
@@ -29,8 +31,7 @@ const ALLOWED: f64 = 2e-3;
 /// Runs them all.
 pub(super) fn compare(card: &Card) -> Result<Vec<Check>, Error> {
     let mut checks = Vec::new();
-    for family in FAMILIES {
-        let bytes = small_network(family);
+    for (family, bytes) in decoders() {
         let truth = logits(&bytes, Scalar::new(LIMITS))?;
         let got = logits(&bytes, device::cuda(card, LIMITS)?)?;
         checks.push(Check { name: format!("{family}, end to end"), error: difference(&truth, &got), allowed: ALLOWED });
@@ -39,6 +40,12 @@ pub(super) fn compare(card: &Card) -> Result<Vec<Check>, Error> {
         checks.push(network.check(device::cuda(card, LIMITS)?)?);
     }
     Ok(checks)
+}
+
+/// A small decoder of each family, and one of quantised weights.
+pub(crate) fn decoders() -> impl Iterator<Item = (&'static str, Vec<u8>)> {
+    let quantised = std::iter::once_with(|| ("llama of 4 and 8 bits", tiny_llama_bytes(7)));
+    FAMILIES.into_iter().map(|family| (family, small_network(family))).chain(quantised)
 }
 
 /// A small encoder of which the oracle's answers are known.

@@ -13,6 +13,7 @@ use crate::device;
 use crate::fixture;
 use crate::model::{Decoder, Model, ModelConfig, Pairs, Part, Room};
 use crate::plan::{BLOCK_TOKENS, Plan};
+use crate::quant::Format;
 
 /// Steps that are timed, after as many that are not.
 pub(super) const STEPS: usize = 20;
@@ -28,31 +29,51 @@ pub(super) struct Shape {
     pub(super) heads: (usize, usize),
     pub(super) head_width: usize,
     vocabulary: usize,
+    /// What a file would have its weights in.
+    pub(super) format: Format,
     /// Tokens before the step, and sequences of it.
     steps: &'static [(usize, usize)],
 }
 
-const SHAPES: [Shape; 2] = [
-    Shape {
-        name: "135M",
-        layers: 30,
-        width: 576,
-        inner: 1536,
-        heads: (9, 3),
-        head_width: 64,
-        vocabulary: 49_152,
-        steps: &[(128, 1), (128, 16), (128, 64)],
-    },
-    Shape {
-        name: "8B",
-        layers: 32,
-        width: 4096,
-        inner: 14_336,
-        heads: (32, 8),
-        head_width: 128,
-        vocabulary: 128_256,
-        steps: &[(1024, 1), (1024, 8), (1024, 64)],
-    },
+impl Shape {
+    fn is_quantised(&self) -> bool {
+        self.format != Format::BF16
+    }
+
+    /// Of a weight, as few rows read it.
+    fn bytes_of_number(&self) -> f64 {
+        self.format.block_bytes() as f64 / self.format.block_len() as f64
+    }
+}
+
+const SMALL: Shape = Shape {
+    name: "135M",
+    layers: 30,
+    width: 576,
+    inner: 1536,
+    heads: (9, 3),
+    head_width: 64,
+    vocabulary: 49_152,
+    format: Format::BF16,
+    steps: &[(128, 1), (128, 16), (128, 64)],
+};
+const LARGE: Shape = Shape {
+    name: "8B",
+    layers: 32,
+    width: 4096,
+    inner: 14_336,
+    heads: (32, 8),
+    head_width: 128,
+    vocabulary: 128_256,
+    format: Format::BF16,
+    steps: &[(1024, 1), (1024, 8), (1024, 64)],
+};
+/// Of quantised weights few rows are of interest: many read them as bf16.
+const SHAPES: [Shape; 4] = [
+    SMALL,
+    Shape { name: "135M Q4_1", format: Format::Q4_1, steps: &[(128, 1)], ..SMALL },
+    LARGE,
+    Shape { name: "8B Q4_1", format: Format::Q4_1, steps: &[(1024, 1), (1024, 8)], ..LARGE },
 ];
 
 /// Measures everything.
@@ -76,7 +97,8 @@ pub(super) fn measure(
     for shape in SHAPES.iter().filter(|shape| shape.name.starts_with(shapes)) {
         progress(shape.name);
         let (context, _) = shape.steps[0];
-        for rows in [(1, context, 1), (64, context, 1), (1, 0, PROMPT)] {
+        let chains = [(1, context, 1), (64, context, 1), (1, 0, PROMPT)];
+        for rows in chains.into_iter().take(if shape.is_quantised() { 1 } else { chains.len() }) {
             super::chains::measure(card, shape, rows, (ceilings, measures))?;
         }
         decoder(card, shape, ceilings, measures)?;
@@ -102,7 +124,8 @@ fn kernels((card, alone): (&Card, &Card), ceilings: Ceilings, measures: &mut Vec
         let mut cuda = Cuda::new(Arc::clone(&gpu), LIMITS)?;
         for (outputs, inputs) in [(6144, 4096), (28_672, 4096), (4096, 14_336)] {
             // Several, so that none stays in the cache.
-            let weights: Vec<_> = (0..4).map(|_| cuda.noise(outputs, inputs)).collect::<Result<_, _>>()?;
+            let weights: Vec<_> =
+                (0..4).map(|_| cuda.noise(outputs, inputs, Format::BF16)).collect::<Result<_, _>>()?;
             for rows in [1, 2, 4, 8, 16, 64, 256, PROMPT] {
                 let product = Timed { gpu: &gpu, weights: &weights, shape: (rows, outputs, inputs) };
                 let seconds = product.seconds(&mut cuda)?;
@@ -153,7 +176,7 @@ impl Timed<'_> {
 
 fn decoder(card: &Card, shape: &Shape, ceilings: Ceilings, measures: &mut Vec<Measure>) -> Result<(), Error> {
     let room = Room { step_tokens: PROMPT, outputs: 64, blocks: 64 * 80 };
-    let mut model = Decoder::noise(config(shape), room, device::cuda(card, LIMITS)?)?;
+    let mut model = Decoder::noise(config(shape), shape.format, room, device::cuda(card, LIMITS)?)?;
     for &(context, sequences) in shape.steps {
         let plan = step(sequences, context, 1);
         let seconds = step_seconds(&mut model, &plan)?;
@@ -165,6 +188,9 @@ fn decoder(card: &Card, shape: &Shape, ceilings: Ceilings, measures: &mut Vec<Me
             Some((bytes(shape, context * sequences) / seconds / ceilings.copy, "copy")),
         );
         put(measures, &name, (sequences as f64 / seconds, "tokens/s"), None);
+    }
+    if shape.is_quantised() {
+        return Ok(());
     }
     let seconds = step_seconds(&mut model, &step(1, 0, PROMPT))?;
     let part = ceilings.products.map(|products| (work(shape) / seconds / products, "products"));
@@ -206,7 +232,8 @@ fn parameters(shape: &Shape) -> f64 {
 /// Bytes that a step reads: weights, the output's among them, and the keys and values of so many tokens.
 fn bytes(shape: &Shape, tokens: usize) -> f64 {
     let kv = 2 * shape.layers * shape.heads.1 * shape.head_width * tokens;
-    2.0 * (parameters(shape) + (shape.vocabulary * shape.width + kv) as f64)
+    let weights = parameters(shape) + (shape.vocabulary * shape.width) as f64;
+    weights * shape.bytes_of_number() + 2.0 * kv as f64
 }
 
 /// Operations of a prompt: its products, and its attention to what stands before.

@@ -22,7 +22,7 @@ macro_rules! source {
 pub(super) use source;
 
 /// What every file of kernels includes, in the order in which they may be put in front of one.
-pub(crate) const HEADERS: &[Source] = &[source!("ptx.cuh"), source!("device.cuh")];
+pub(crate) const HEADERS: &[Source] = &[source!("ptx.cuh"), source!("device.cuh"), source!("stream.cuh")];
 
 /// The files of kernels; each compiles alone.
 pub(crate) const SOURCES: &[Source] = &[

@@ -176,10 +176,13 @@ pub fn needs(path: &Path, settings: Settings) -> Result<Needs, Error> {
 /// As [`load`].
 pub fn needs_on_card(path: &Path) -> Result<Needs, Error> {
     let needs = needs(path, Settings::stored(1))?;
-    let parameters = Tensors::open(path)?.parameters();
+    let tensors = Tensors::open(path)?;
+    let parameters = tensors.parameters();
+    // Whisper's decoder keeps the integers of a quantised file beside.
+    let integers = if tensors.holds(Format::Q8_0) { parameters.saturating_mul(9) / 8 } else { 0 };
     // Batches are as much larger as a GPU takes, their numbers half as wide.
     let workspace = needs.workspace.saturating_mul(GPU_TOKENS as u64 / BATCH_TOKENS as u64).saturating_add(CARD);
-    Ok(Needs { weights: parameters.saturating_mul(2), workspace, ..needs })
+    Ok(Needs { weights: parameters.saturating_mul(2).saturating_add(integers), workspace, ..needs })
 }
 
 /// That of products, where they are rounded; else that of the tensor which stands for all.

@@ -1,11 +1,12 @@
 //! Decoders, written once over any backend: what a family has and lacks is data of [`ModelConfig`].
 
-use super::weights::{Loader, OUTPUT, Order, Source};
+use super::weights::{EMBEDDING, Loader, OUTPUT, Order, Source};
 use super::{Model, ModelConfig, Part, Shape, Ticket};
 use crate::Error;
 use crate::backend::{Backend, Epilogue, HeadNorms, KvShape, Normed, Reach, Turn};
 use crate::gguf::Gguf;
 use crate::plan::{BLOCK_TOKENS, Plan, Sampled};
+use crate::quant::Format;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -94,9 +95,9 @@ impl<B: Backend> Decoder<B> {
         Self::of(Source::File(gguf), config, room, backend)
     }
 
-    /// A network of these numbers whose weights are noise: as fast as any other, and without a file.
-    pub fn noise(config: ModelConfig, room: Room, backend: B) -> Result<Decoder<B>, Error> {
-        Self::of(Source::Noise, config, room, backend)
+    /// A network of these numbers whose weights are noise of a format: as fast as any other, and without a file.
+    pub fn noise(config: ModelConfig, format: Format, room: Room, backend: B) -> Result<Decoder<B>, Error> {
+        Self::of(Source::Noise(format), config, room, backend)
     }
 
     fn of(source: Source<'_>, config: ModelConfig, room: Room, mut backend: B) -> Result<Decoder<B>, Error> {
@@ -189,9 +190,12 @@ impl<B: Backend> Weights<B> {
         for layer in 0..config.layers {
             layers.push(Layer::load(loader, config, layer)?);
         }
-        let unembedding = match loader.source.has(OUTPUT) {
-            true => Some(loader.matrices(width, &[(OUTPUT, vocabulary)])?),
-            false => None,
+        let (embedding, unembedding) = match loader.source.has(OUTPUT) {
+            true => {
+                let table = loader.table(EMBEDDING, (vocabulary, width))?;
+                (table, Some(loader.matrices(width, &[(OUTPUT, vocabulary)])?))
+            }
+            false => (loader.matrices(width, &[(EMBEDDING, vocabulary)])?, None),
         };
         let positions = config.context.min(room.blocks * BLOCK_TOKENS);
         let bases = [Some(config.rope_base), config.local.map(|local| local.rope_base)];
@@ -200,13 +204,7 @@ impl<B: Backend> Weights<B> {
             let angles = rope_angles(loader.source, config, (base, positions))?;
             ropes.push(loader.backend.upload(&angles, config.rope_width)?);
         }
-        Ok(Weights {
-            embedding: loader.matrices(width, &[("token_embd.weight", vocabulary)])?,
-            layers,
-            norm: loader.vector("output_norm.weight", width)?,
-            unembedding,
-            ropes,
-        })
+        Ok(Weights { embedding, layers, norm: loader.vector("output_norm.weight", width)?, unembedding, ropes })
     }
 }
 

@@ -13,8 +13,8 @@ use crate::quant::{Format, dequantise_row};
 pub(super) enum Source<'a> {
     /// A model file.
     File(&'a Gguf),
-    /// Nowhere: matrices are noise, and all else is ones.
-    Noise,
+    /// Nowhere: matrices are noise of a format, and all else is ones.
+    Noise(Format),
 }
 
 impl Source<'_> {
@@ -22,7 +22,7 @@ impl Source<'_> {
     pub(super) fn has(self, name: &str) -> bool {
         match self {
             Source::File(gguf) => gguf.has(name),
-            Source::Noise => name == OUTPUT,
+            Source::Noise(_) => name == OUTPUT,
         }
     }
 
@@ -30,11 +30,13 @@ impl Source<'_> {
     pub(super) fn numbers(self, name: &str, len: usize) -> Result<Vec<f32>, Error> {
         match self {
             Source::File(gguf) => numbers(gguf, name, len),
-            Source::Noise => Ok(vec![1.0; len]),
+            Source::Noise(_) => Ok(vec![1.0; len]),
         }
     }
 }
 
+/// What tokens become.
+pub(super) const EMBEDDING: &str = "token_embd.weight";
 /// What makes logits, where the embedding does not.
 pub(super) const OUTPUT: &str = "output.weight";
 
@@ -86,22 +88,28 @@ impl<B: Backend> Loader<'_, B> {
 
     /// As [`Loader::matrices`], the outputs of each in an order.
     pub(super) fn ordered(&mut self, columns: usize, parts: &[(&str, usize, Order)]) -> Result<B::Weight, Error> {
-        let Source::File(gguf) = self.source else {
-            return self.backend.noise(parts.iter().map(|(_, rows, _)| rows).sum(), columns);
+        let gguf = match self.source {
+            Source::File(gguf) => gguf,
+            Source::Noise(format) => {
+                return self.backend.noise(parts.iter().map(|(_, rows, _)| rows).sum(), columns, format);
+            }
         };
         let mut sources = Vec::with_capacity(parts.len());
         for (name, rows, order) in parts {
-            let tensor = shaped(gguf, name, &[columns as u64, *rows as u64])?;
-            let format = tensor.format;
-            if !columns.is_multiple_of(format.block_len()) {
-                return Err(Error::Malformed(format!("tensor `{name}` has rows of broken blocks")));
-            }
-            let row_bytes = columns / format.block_len() * format.block_bytes();
-            sources.push((format, order.put(tensor.data, row_bytes)));
+            let matrix = matrix(gguf, name, (*rows, columns))?;
+            sources.push((matrix.format, order.put(matrix.data, matrix.row_bytes())));
         }
         let matrices: Vec<Matrix<'_>> =
             sources.iter().map(|(format, data)| Matrix { format: *format, columns, data }).collect();
         self.backend.pack(&matrices)
+    }
+
+    /// A matrix of which only rows are taken.
+    pub(super) fn table(&mut self, name: &str, (rows, columns): (usize, usize)) -> Result<B::Weight, Error> {
+        match self.source {
+            Source::File(gguf) => self.backend.pack_stored(matrix(gguf, name, (rows, columns))?),
+            Source::Noise(_) => self.backend.noise(rows, columns, Format::BF16),
+        }
     }
 
     /// One row of single-precision numbers, tensor after tensor, each with its name, length and order.
@@ -130,6 +138,15 @@ fn numbers(gguf: &Gguf, name: &str, len: usize) -> Result<Vec<f32>, Error> {
         }
         other => Err(Error::Unsupported(format!("tensor `{name}` as {}", other.name()))),
     }
+}
+
+/// A matrix of whole blocks.
+fn matrix<'a>(gguf: &'a Gguf, name: &str, (rows, columns): (usize, usize)) -> Result<Matrix<'a>, Error> {
+    let Tensor { format, data, .. } = shaped(gguf, name, &[columns as u64, rows as u64])?;
+    if !columns.is_multiple_of(format.block_len()) {
+        return Err(Error::Malformed(format!("tensor `{name}` has rows of broken blocks")));
+    }
+    Ok(Matrix { format, columns, data })
 }
 
 fn shaped<'a>(gguf: &'a Gguf, name: &str, shape: &[u64]) -> Result<Tensor<'a>, Error> {

@@ -7,7 +7,7 @@ use crate::Error;
 use crate::backend::dense::{
     Activation, Attended, Dense, Heads, InvertedResidual, Mask, Span, View, Window, layer_by_layer,
 };
-use crate::backend::{Backend, Epilogue, Matrix};
+use crate::backend::{Epilogue, Matrix};
 use crate::pool::Strip;
 use crate::simd::affine::Finish;
 use crate::simd::attend::{self, Growth, Look, Rows};
@@ -78,13 +78,6 @@ impl Cpu {
 }
 
 impl Dense for Cpu {
-    fn pack_stored(&mut self, rows: Matrix<'_>) -> Result<Weight, Error> {
-        let held = std::mem::take(&mut self.weights);
-        let stored = self.pack(&[rows]);
-        self.weights = held;
-        stored
-    }
-
     fn pack_for_many(&mut self, parts: &[Matrix<'_>]) -> Result<Weight, Error> {
         self.pack_dense(parts)
     }

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use half::bf16;
 
 use super::each_row;
+use super::integers::Integers;
 use crate::Error;
 use crate::backend::{KvShape, Matrix};
 use crate::cuda::{Address, Gpu, Kind, Memory};
 use crate::plan::{BLOCK_TOKENS, BlockId};
 
 /// Bytes that are converted before they are sent.
-const CHUNK: usize = 8 << 20;
+pub(super) const CHUNK: usize = 8 << 20;
 
 /// Activations: (rows, width).
 pub struct Buf {
@@ -82,9 +83,10 @@ impl Buf {
     }
 }
 
-/// A matrix: (outputs, inputs), bf16.
+/// A matrix: (outputs, inputs), bf16, and the integers that it was made of if few rows should read those.
 pub struct Weight {
     memory: Memory,
+    pub(super) integers: Option<Integers>,
     pub(super) outputs: usize,
     pub(super) inputs: usize,
 }
@@ -115,7 +117,12 @@ impl Weight {
         let numbers = outputs.checked_mul(inputs).filter(|numbers| i32::try_from(*numbers).is_ok());
         let numbers =
             numbers.ok_or_else(|| Error::Device(format!("a matrix of {outputs} rows of {inputs} numbers")))?;
-        Ok(Weight { memory: Memory::new(gpu, numbers * Kind::Bf16.bytes())?, outputs, inputs })
+        Ok(Weight { memory: Memory::new(gpu, numbers * Kind::Bf16.bytes())?, integers: None, outputs, inputs })
+    }
+
+    /// The same, of which few rows read these integers.
+    pub(super) fn with_integers(self, integers: Option<Integers>) -> Weight {
+        Weight { integers, ..self }
     }
 
     /// Where it begins.
@@ -123,9 +130,14 @@ impl Weight {
         self.memory.address()
     }
 
-    /// How much it takes.
+    /// Bytes that products of many rows read.
     pub(crate) fn bytes(&self) -> usize {
         self.memory.bytes()
+    }
+
+    /// Bytes that products of few rows read.
+    pub(crate) fn bytes_for_few(&self) -> usize {
+        self.integers.as_ref().map_or(self.bytes(), Integers::bytes)
     }
 }
 

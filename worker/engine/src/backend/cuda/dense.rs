@@ -8,8 +8,9 @@ use super::products::Finish;
 use super::rows::{kind, mean_extent, spread};
 use super::step::tile_rows;
 use super::{Buf, Cuda, Weight, int, line, pointer};
-use crate::backend::Epilogue;
+use crate::Error;
 use crate::backend::dense::{Activation, Attended, Dense, Heads, Mask, Span, View, Window};
+use crate::backend::{Epilogue, Matrix};
 use crate::cuda::{Address, Argument, Extent, Kind};
 use crate::tensors::little_endian;
 
@@ -25,6 +26,10 @@ const ATTEND_THREADS: u32 = 128;
 impl Dense for Cuda {
     fn appetite(&self) -> usize {
         APPETITE
+    }
+
+    fn pack_for_many(&mut self, parts: &[Matrix<'_>]) -> Result<Weight, Error> {
+        Weight::pack(&self.gpu, parts)
     }
 
     fn write(&mut self, parts: &[&[f32]], out: &mut Buf) {

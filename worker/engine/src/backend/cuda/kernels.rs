@@ -42,7 +42,7 @@ kernels! {
     attend_plain attention_weights
     gemm_any gemm_256_192 gemm_128_256 gemm_128_128 gemm_64_256 gemm_64_128 gemm_64_64
     gemm_32_128 gemm_16_128 gemm_16_64
-    gemv gemv_glu
+    gemv gemv_nibbles gemv_bytes gemv_glu gemv_glu_nibbles gemv_glu_bytes
     unfold depthwise
     argmax sample
     noise

@@ -1,5 +1,6 @@
 //! Products: few rows read the weights once, many go through tiles, of the vendor's library where it is faster.
 
+use super::integers::Width;
 use super::kernels::Kernels;
 use super::rows::kind;
 use super::{Buf, Cuda, Mode, Weight, int, pointer};
@@ -86,21 +87,28 @@ impl Cuda {
         finish: &Finish<'_>,
         out: &Buf,
     ) {
-        let inputs = few_inputs(x, norm.as_ref(), weight, weight.outputs);
+        let held = Held::of(weight);
+        let kernels = &self.kernels;
+        let kernel = held.kernel([kernels.gemv, kernels.gemv_nibbles, kernels.gemv_bytes]);
+        let inputs = few_inputs(x, norm.as_ref(), (held.address, weight.outputs, weight.inputs));
         let few = Few::of(self, x, norm.is_some(), weight.inputs);
         let outputs = few.outputs(weight.outputs, few.threads / 2);
         let arguments = [inputs, finish.arguments(out).to_vec(), vec![int(outputs)]].concat();
-        self.run(self.kernels.gemv, few.extent(weight.outputs, outputs), &arguments);
+        self.run(kernel, few.extent(weight.outputs, outputs), &arguments);
     }
 
     /// `out = gate(g) * up` of few normed rows.
     pub(super) fn gated_product(&mut self, x: Normed<'_, Buf>, (weight, gate): (&Weight, Gate), out: &Buf) {
         let outputs = weight.outputs / 2;
+        // Groups of gates and groups of ups have integers of their own.
+        let held = if outputs.is_multiple_of(OUTPUTS) { Held::of(weight) } else { Held::plain(weight) };
+        let kernels = &self.kernels;
+        let kernel = held.kernel([kernels.gemv_glu, kernels.gemv_glu_nibbles, kernels.gemv_glu_bytes]);
         let few = Few::of(self, x.x, true, weight.inputs);
         let of_block = few.outputs(outputs, few.threads / 4);
         let rest = vec![Argument::Int(gate as i32), pointer(out.address()), kind(out), int(of_block)];
-        let arguments = [few_inputs(x.x, Some(&x), weight, outputs), rest].concat();
-        self.run(self.kernels.gemv_glu, few.extent(outputs, of_block), &arguments);
+        let arguments = [few_inputs(x.x, Some(&x), (held.address, outputs, weight.inputs)), rest].concat();
+        self.run(kernel, few.extent(outputs, of_block), &arguments);
     }
 
     fn many_rows(&mut self, x: &Buf, weight: &Weight, finish: &Finish<'_>, out: &Buf) {
@@ -317,15 +325,50 @@ fn any_extent(rows: usize, outputs: usize) -> Extent {
     Extent { grid: (outputs.div_ceil(16) as u32, rows.div_ceil(16) as u32, 1), threads: 256, shared: 0 }
 }
 
-fn few_inputs(x: &Buf, norm: Option<&Normed<'_, Buf>>, weight: &Weight, outputs: usize) -> Vec<Argument> {
+/// What few rows read of a weight.
+struct Held {
+    address: Address,
+    width: Option<Width>,
+}
+
+impl Held {
+    /// The fewest bytes.
+    fn of(weight: &Weight) -> Held {
+        weight
+            .integers
+            .as_ref()
+            .map_or(Held::plain(weight), |integers| Held { address: integers.address(), width: Some(integers.width) })
+    }
+
+    /// Its numbers in bf16.
+    fn plain(weight: &Weight) -> Held {
+        Held { address: weight.address(), width: None }
+    }
+
+    /// Of the kernels for numbers in bf16, for nibbles and for bytes the one.
+    fn kernel(&self, [plain, nibbles, bytes]: [Kernel; 3]) -> Kernel {
+        match self.width {
+            None => plain,
+            Some(Width::Nibbles) => nibbles,
+            Some(Width::Bytes) => bytes,
+        }
+    }
+}
+
+/// The weights with their outputs and inputs come last.
+fn few_inputs(
+    x: &Buf,
+    norm: Option<&Normed<'_, Buf>>,
+    (weights, outputs, inputs): (Address, usize, usize),
+) -> Vec<Argument> {
     vec![
         pointer(x.address()),
         kind(x),
         int(x.padded()),
         pointer(norm.map_or(Address::default(), |norm| norm.weight.address())),
         Argument::Float(norm.map_or(0.0, |norm| norm.epsilon)),
-        pointer(weight.address()),
+        pointer(weights),
         int(outputs),
-        int(weight.inputs),
+        int(inputs),
     ]
 }

@@ -6,11 +6,10 @@ use super::Cuda;
 use super::check::{cases, difference};
 use crate::backend::StepLimits;
 use crate::backend::scalar::Scalar;
-use crate::check::models::{ENCODERS, LIMITS, logits};
+use crate::check::models::{ENCODERS, LIMITS, decoders, logits};
 use crate::cuda::Gpu;
 use crate::cuda::shim::{Options, Shim};
 use crate::cuda::sources::SOURCES;
-use crate::fixture::{FAMILIES, small_network};
 
 /// Orders in which blocks, warps and lanes run: forward, backward, and by chance.
 const SEEDS: [u64; 3] = [0, 1, 7];
@@ -97,8 +96,7 @@ fn convolutions_are_the_oracle_s() {
 
 #[test]
 fn small_networks_say_what_the_oracle_says() {
-    for (family, seed) in FAMILIES.into_iter().zip(SEEDS) {
-        let bytes = small_network(family);
+    for ((family, bytes), seed) in decoders().zip(SEEDS.into_iter().cycle()) {
         let truth = logits(&bytes, Scalar::new(LIMITS)).expect("it loads");
         let Some(device) = shim(seed, LIMITS) else { return };
         let got = logits(&bytes, device).expect("it loads");

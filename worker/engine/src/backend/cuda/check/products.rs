@@ -1,6 +1,6 @@
 //! Products, with norms before them and what follows; rows that are normed, gated and scaled.
 
-use super::{Case, Held, SUMS, case, empty, halves, matrix, put, read};
+use super::{Case, Held, ROUNDED, SUMS, case, empty, halves, matrix, put, read};
 use crate::backend::dense::{Activation, Dense};
 use crate::backend::{Backend, Epilogue, Gate, Matrix, Normed};
 use crate::fixture::Noise;
@@ -25,24 +25,65 @@ const SHAPES: [(usize, usize, usize); 15] = [
     (40, 64, 300),
 ];
 
+/// The same of quantised weights, those of whole super-blocks last.
+const QUANTISED: [(usize, usize, usize); 9] = [
+    (16, 32, 1),
+    (23, 64, 3),
+    (48, 576, 1),
+    (130, 96, 2),
+    (96, 1536, 4),
+    (258, 128, 7),
+    (64, 2048, 8),
+    (34, 256, 5),
+    (72, 512, 9),
+];
+
 pub(super) fn cases() -> Vec<Case> {
     let mut noise = Noise(31);
+    let mut cases = plain(&mut noise);
+    cases.extend(quantised(&mut noise));
+    cases.extend([1, 3, 16, 17, 64, 100, 384, 576, 1000, 1100, 4096].map(|width| norms(&mut noise, width)));
+    cases
+}
+
+fn plain(noise: &mut Noise) -> Vec<Case> {
     let mut cases = Vec::new();
     for (index, (outputs, inputs, rows)) in SHAPES.into_iter().enumerate() {
         for (from, to) in [(Held::Exact, Held::Exact), (Held::Inputs, Held::Inputs), (Held::Inputs, Held::Exact)] {
             let activation = [Activation::None, Activation::Gelu, Activation::QuickGelu, Activation::Relu6][index % 4];
-            let product = Product::new(&mut noise, (outputs, inputs, rows), (from, to));
+            let product = Product::new(noise, (outputs, inputs, rows), (from, to));
             cases.push(product.clone().plain());
             cases.push(Affine { product: product.clone(), activation, epilogue: Epilogue::Store }.case());
             cases.push(Affine { product, activation: Activation::None, epilogue: Epilogue::Add }.case());
         }
         if inputs % 8 == 0 {
-            cases.push(
-                Gated { product: Product::new(&mut noise, (outputs, inputs, rows), (Held::Exact, Held::Exact)) }.case(),
-            );
+            let product = Product::new(noise, (outputs, inputs, rows), (Held::Exact, Held::Exact));
+            cases.push(Gated { product }.case());
         }
     }
-    cases.extend([1, 3, 16, 17, 64, 100, 384, 576, 1000, 1100, 4096].map(|width| norms(&mut noise, width)));
+    cases
+}
+
+fn quantised(noise: &mut Noise) -> Vec<Case> {
+    let simple = [Format::Q4_0, Format::Q4_1, Format::Q5_0, Format::Q8_0].map(|format| vec![format]);
+    let others = [vec![Format::Q4K], vec![Format::Q5K], vec![Format::Q6K], vec![Format::Q4_1, Format::Q8_0]];
+    let mut cases = Vec::new();
+    for formats in simple.into_iter().chain(others) {
+        for shape in QUANTISED {
+            if !formats.iter().all(|format| shape.1.is_multiple_of(format.block_len())) {
+                continue;
+            }
+            for held in [(Held::Exact, Held::Exact), (Held::Inputs, Held::Exact)] {
+                let product = Product::quantised(noise, &formats, shape, held);
+                cases.push(
+                    Affine { product: product.clone(), activation: Activation::Gelu, epilogue: Epilogue::Store }.case(),
+                );
+                cases.push(product.plain());
+            }
+            cases
+                .push(Gated { product: Product::quantised(noise, &formats, shape, (Held::Exact, Held::Exact)) }.case());
+        }
+    }
     cases
 }
 
@@ -52,7 +93,8 @@ struct Product {
     shape: (usize, usize, usize),
     held: (Held, Held),
     x: Vec<f32>,
-    weight: Vec<f32>,
+    /// Matrices side by side.
+    weight: Vec<(Format, Vec<u8>)>,
     before: Vec<f32>,
     bias: Vec<f32>,
 }
@@ -61,26 +103,63 @@ impl Product {
     fn new(noise: &mut Noise, shape: (usize, usize, usize), held: (Held, Held)) -> Product {
         let (outputs, inputs, rows) = shape;
         let (x, weight) = (halves(noise, rows * inputs), halves(noise, outputs * inputs));
+        let weight = vec![(Format::F32, matrix(&weight))];
         Product { shape, held, x, weight, before: halves(noise, rows * outputs), bias: noise.numbers(outputs) }
+    }
+
+    /// Outputs shared among formats.
+    fn quantised(noise: &mut Noise, formats: &[Format], shape: (usize, usize, usize), held: (Held, Held)) -> Product {
+        let (outputs, inputs, _) = shape;
+        let each = outputs / formats.len();
+        let rows = |at: usize| if at == 0 { outputs - each * (formats.len() - 1) } else { each };
+        let weight =
+            formats.iter().enumerate().map(|(at, format)| (*format, noise.matrix(*format, rows(at), inputs))).collect();
+        Product { weight, ..Product::new(noise, shape, held) }
     }
 
     fn name(&self, what: &str) -> String {
         let (outputs, inputs, rows) = self.shape;
-        format!("{what} {rows} x {inputs} x {outputs} {:?} to {:?}", self.held.0, self.held.1)
+        let formats: Vec<_> = self.weight.iter().map(|(format, _)| format.name()).collect();
+        format!(
+            "{what} {rows} x {inputs} x {outputs} of {} {:?} to {:?}",
+            formats.join(" and "),
+            self.held.0,
+            self.held.1
+        )
     }
 
-    fn weight<B: Backend>(&self, backend: &mut B) -> B::Weight {
-        let data = matrix(&self.weight);
-        backend.pack(&[Matrix { format: Format::F32, columns: self.shape.1, data: &data }]).expect("a matrix")
+    /// The error of a plain product.
+    fn allowed(&self) -> f64 {
+        let weights = match (self.weight[0].0, self.shape.2) {
+            (Format::F32, _) => 0.0,
+            // What is read as bf16 is rounded to it, and scales of super-blocks to half precision.
+            (Format::Q6K, _) | (_, 9..) => ROUNDED,
+            (Format::Q4K | Format::Q5K, _) => 1e-7,
+            _ => 0.0,
+        };
+        self.held.1.allowed().max(weights)
+    }
+
+    /// The first rows of the matrix.
+    fn weight<B: Backend>(&self, backend: &mut B, rows: usize) -> B::Weight {
+        let (columns, mut left) = (self.shape.1, rows);
+        let mut parts = Vec::new();
+        for (format, data) in &self.weight {
+            let part = Matrix { format: *format, columns, data };
+            let taken = left.min(part.rows());
+            left -= taken;
+            parts.push(Matrix { data: &data[..taken * part.row_bytes()], ..part });
+        }
+        backend.pack(&parts).expect("a matrix")
     }
 
     fn plain(self) -> Case {
-        case!(self.name("product"), self.held.1.allowed(), self)
+        case!(self.name("product"), self.allowed(), self)
     }
 
     fn run<B: Dense>(&self, backend: &mut B) -> Vec<f32> {
         let (outputs, inputs, rows) = self.shape;
-        let weight = self.weight(backend);
+        let weight = self.weight(backend, outputs);
         let x = put(backend, &self.x, inputs, self.held.0);
         let mut out = empty(backend, rows, outputs, self.held.1);
         backend.linear(&x, &weight, Epilogue::Store, &mut out);
@@ -100,12 +179,12 @@ impl Affine {
     fn case(self) -> Case {
         let name = format!("{} {:?} {:?}", self.product.name("affine"), self.activation, self.epilogue);
         // Activations are approximated to single precision's last bits.
-        case!(name, self.product.held.1.allowed().max(1e-10), self)
+        case!(name, self.product.allowed().max(1e-10), self)
     }
 
     fn run<B: Dense>(&self, backend: &mut B) -> Vec<f32> {
         let Product { shape: (outputs, inputs, _), held, x, before, bias, .. } = &self.product;
-        let weight = self.product.weight(backend);
+        let weight = self.product.weight(backend, *outputs);
         let x = put(backend, x, *inputs, held.0);
         let bias = put(backend, bias, *outputs, Held::Exact);
         let mut out = put(backend, before, *outputs, held.1);
@@ -122,15 +201,16 @@ struct Gated {
 
 impl Gated {
     fn case(self) -> Case {
-        // Norms are rounded before products of many rows.
-        case!(self.product.name("normed and gated"), 1e-5, self)
+        // Norms are rounded before products of more than two rows; more of it is left of sums that cancel, as quantised
+        // noise makes them.
+        let allowed = if self.product.weight[0].0 == Format::F32 { 1e-5 } else { 4e-5 };
+        case!(self.product.name("normed and gated"), allowed, self)
     }
 
     fn run<B: Dense>(&self, backend: &mut B) -> Vec<f32> {
         let Product { shape: (outputs, inputs, rows), x, bias, .. } = &self.product;
         let half = outputs / 2;
-        let data = matrix(&self.product.weight[..2 * half * inputs]);
-        let weight = backend.pack(&[Matrix { format: Format::F32, columns: *inputs, data: &data }]).expect("a matrix");
+        let weight = self.product.weight(backend, 2 * half);
         let x = put(backend, x, *inputs, Held::Exact);
         let scale: Vec<f32> = (0..*inputs).map(|at| 1.0 + 0.5 * bias[at % bias.len()]).collect();
         let norm = put(backend, &scale, *inputs, Held::Exact);
