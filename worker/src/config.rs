@@ -46,9 +46,9 @@ pub struct Options {
     /// Most tokens of a step: longer prompts are computed in pieces, so that others stream meanwhile. By device when
     /// absent.
     pub step_tokens: Option<usize>,
-    /// Which GPU, as the driver counts them.
-    pub gpu: u32,
-    /// The part of the GPU's free memory that this worker takes, for a card that others share.
+    /// Which GPUs, as the driver counts them: each has an engine of every model, and they share its jobs.
+    pub gpus: Vec<u32>,
+    /// The part of each GPU's free memory that this worker takes, for a card that others share.
     pub gpu_memory: f64,
     /// Folders in which libraries of the GPU's maker may lie, besides the loader's.
     pub gpu_libraries: Vec<PathBuf>,
@@ -73,7 +73,7 @@ impl Default for Options {
             slots: NonZeroU32::new(32).expect("32 is not zero"),
             kv_tokens: None,
             step_tokens: None,
-            gpu: 0,
+            gpus: vec![0],
             gpu_memory: 0.9,
             gpu_libraries: Vec::new(),
             kernels_dir: PathBuf::from(".flotilla/kernels"),
@@ -124,6 +124,10 @@ impl Config {
         }
         if self.worker.rank.is_some_and(|rank| rank > RANK_MAX) {
             faults.push(format!("worker.rank: must be 0 to {RANK_MAX}"));
+        }
+        let gpus = &self.worker.gpus;
+        if gpus.is_empty() || (1..gpus.len()).any(|index| gpus[..index].contains(&gpus[index])) {
+            faults.push("worker.gpus: must name one at least, and each once".to_owned());
         }
         if !(0.0 < self.worker.gpu_memory && self.worker.gpu_memory <= 1.0) {
             faults.push("worker.gpu_memory: must be greater than 0 and at most 1".to_owned());
@@ -227,7 +231,7 @@ mod tests {
         let (found, default) = (shipped().worker, Options::default());
         assert_eq!((&found.models_dir, found.device), (&default.models_dir, default.device));
         assert_eq!((found.slots, found.drain_s), (default.slots, default.drain_s));
-        assert_eq!((found.gpu, found.gpu_memory), (default.gpu, default.gpu_memory));
+        assert_eq!((&found.gpus, found.gpu_memory), (&default.gpus, default.gpu_memory));
         assert_eq!(found.kernels_dir, default.kernels_dir);
         assert_eq!(found.step_tokens, Some(STEP_TOKENS.0));
         assert_eq!((found.weights, found.activations), (default.weights, default.activations));

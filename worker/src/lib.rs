@@ -32,6 +32,7 @@ pub mod run;
 pub mod serve;
 pub mod settle;
 pub mod subtitle;
+pub mod team;
 pub mod worker;
 
 pub use config::Config;

@@ -26,8 +26,9 @@ use sha2::{Digest, Sha256};
 use crate::config::{self, Config, Device};
 use crate::error::Error;
 use crate::memory::{self, Fit, Part, Store};
-use crate::model::{Cancel, Model, Traits};
+use crate::model::{Cancel, Engine, Model, Traits};
 use crate::reader::MediaBudget;
+use crate::team::Team;
 use encode::{Encoder, Senses};
 use generate::Decoder;
 
@@ -44,7 +45,7 @@ pub struct Equipment {
 /// Loads every model that the configuration wants, with caches that fit into memory. Takes as long as reading the files.
 pub fn load(config: &Config) -> Result<Equipment, Error> {
     let place = Place::find(config)?;
-    Ok(Equipment { models: models(config, &place)?, device: place.name().to_owned(), kind: place.kind() })
+    Ok(Equipment { models: models(config, &place)?, device: place.name(), kind: place.kind() })
 }
 
 fn models(config: &Config, place: &Place) -> Result<Vec<Model>, Error> {
@@ -76,60 +77,63 @@ struct Settings {
     encoders: encoders::Settings,
 }
 
-/// What the engines compute on.
-struct Place(engine::device::Device);
+/// What the engines compute on: the processor, or GPUs, of which each has an engine of every model.
+struct Place(Vec<engine::device::Device>);
 
 impl Place {
-    /// What the configuration asks for; a GPU that is not there is told, and is an error where nothing else is wanted.
+    /// What the configuration asks for; that there is no GPU is told, and is an error where nothing else is wanted.
     fn find(config: &Config) -> Result<Self, Error> {
-        let processor = || Place(engine::device::Device::Processor(config.level().unwrap_or_else(Level::detect)));
+        let processor = || Place(vec![engine::device::Device::Processor(config.level().unwrap_or_else(Level::detect))]);
         let options = &config.worker;
-        let card = || {
+        let card = |ordinal: &u32| {
             Card::find(cuda::Settings {
-                ordinal: options.gpu,
+                ordinal: *ordinal,
                 libraries: options.gpu_libraries.clone(),
                 cache: Some(options.kernels_dir.clone()),
                 ..cuda::Settings::default()
             })
         };
-        match options.device {
-            Device::Cpu => Ok(processor()),
-            Device::Cuda => match card() {
-                Ok(card) => Ok(Place(engine::device::Device::Cuda(Arc::new(card)))),
-                Err(error) => Err(Error::Setup(format!("worker.device is \"cuda\", and {error}"))),
-            },
-            Device::Auto => Ok(card().map_or_else(
-                |why| {
-                    tracing::info!(%why, "no GPU computes: the processor does");
-                    processor()
-                },
-                |card| Place(engine::device::Device::Cuda(Arc::new(card))),
-            )),
+        if options.device == Device::Cpu {
+            return Ok(processor());
+        }
+        let found: Vec<_> = options.gpus.iter().map(card).collect();
+        let none = found.iter().all(Result::is_err);
+        match found.into_iter().collect::<Result<Vec<Card>, _>>() {
+            Ok(cards) => Ok(Place(cards.into_iter().map(Arc::new).map(engine::device::Device::Cuda).collect())),
+            Err(why) if none && options.device == Device::Auto => {
+                tracing::info!(%why, "no GPU computes: the processor does");
+                Ok(processor())
+            }
+            Err(error) if none => Err(Error::Setup(format!("worker.device is \"cuda\", and {error}"))),
+            Err(error) => Err(Error::Setup(format!("worker.gpus are {:?}, and {error}", options.gpus))),
         }
     }
 
-    fn name(&self) -> &str {
-        match &self.0 {
-            engine::device::Device::Processor(_) => "cpu",
-            engine::device::Device::Cuda(card) => card.name(),
-        }
+    fn cards(&self) -> impl Iterator<Item = &Arc<Card>> {
+        self.0.iter().filter_map(|device| match device {
+            engine::device::Device::Processor(_) => None,
+            engine::device::Device::Cuda(card) => Some(card),
+        })
+    }
+
+    fn name(&self) -> String {
+        let names: Vec<&str> = self.cards().map(|card| card.name()).collect();
+        if names.is_empty() { "cpu".to_owned() } else { names.join(", ") }
     }
 
     fn kind(&self) -> config::Kind {
-        match self.0 {
-            engine::device::Device::Processor(_) => config::Kind::Processor,
-            engine::device::Device::Cuda(_) => config::Kind::Gpu,
+        match self.cards().next() {
+            None => config::Kind::Processor,
+            Some(_) => config::Kind::Gpu,
         }
     }
 
-    /// Where weights and caches go: the process's own memory, or the part of the card that is the worker's.
+    /// Where weights and caches go: the process's own memory, or the part of each card that is the worker's.
     fn store(&self, config: &Config, allowed: Option<u64>) -> Store {
-        match &self.0 {
-            engine::device::Device::Processor(_) => Store::host(allowed),
-            engine::device::Device::Cuda(card) => {
-                Store::card((card.free() as f64 * config.worker.gpu_memory) as u64, config.worker.slots.get() as usize)
-            }
-        }
+        let free = self.cards().map(|card| card.free()).min();
+        free.map_or(Store::host(allowed), |free| {
+            Store::card((free as f64 * config.worker.gpu_memory) as u64, config.worker.slots.get() as usize)
+        })
     }
 }
 
@@ -234,30 +238,53 @@ impl Book<'_> {
     }
 
     fn decoder(&self, (settings, place): (Settings, &Place)) -> Result<Model, Error> {
-        let loaded = self.checked(|| decoders::load_on(&self.path, &settings.decoders, &place.0))?;
-        let decoders::Loaded { model, tokenizer, template, info } = loaded;
-        tracing::info!(model = %self.entry.name, family = %info.family, parameters = info.parameters, "loaded");
-        let engine = Decoder::start(model, tokenizer, template, settings.decoders)?;
-        let fits = engine.length_max().min(info.context);
-        Ok(self.model(fits, Traits::default(), Arc::new(engine)))
+        let on = |device: &engine::device::Device| decoders::load_on(&self.path, &settings.decoders, device);
+        let mut fits = usize::MAX;
+        let engine = self.on_each(place, on, |loaded| {
+            let decoders::Loaded { model, tokenizer, template, info } = loaded;
+            tracing::info!(model = %self.entry.name, family = %info.family, parameters = info.parameters, "loaded");
+            let engine = Decoder::start(model, tokenizer, template, settings.decoders)?;
+            fits = fits.min(engine.length_max()).min(info.context);
+            Ok(Arc::new(engine))
+        })?;
+        Ok(self.model(fits, Traits::default(), engine))
+    }
+
+    /// Loads the model onto every device, and starts an engine for each.
+    fn on_each<T: Send>(
+        &self,
+        place: &Place,
+        load: impl Fn(&engine::device::Device) -> Result<T, engine::Error>,
+        mut start: impl FnMut(T) -> Result<Arc<dyn Engine>, Error>,
+    ) -> Result<Arc<dyn Engine>, Error> {
+        let [first, others @ ..] = place.0.as_slice() else {
+            return Err(Error::Setup("nothing to compute on".to_owned()));
+        };
+        let first = start(self.checked(|| load(first))?)?;
+        let others = others.iter().map(|device| start(load(device)?)).collect::<Result<_, _>>()?;
+        Ok(Team::of(first, others))
     }
 
     fn encoder(&self, (settings, place): (Settings, &Place), budget: MediaBudget) -> Result<Model, Error> {
-        let loaded = self.checked(|| encoders::load_on(&self.path, settings.encoders, &place.0))?;
-        let encoders::Loaded { encoder, tokens, labels, info } = loaded;
-        tracing::info!(model = %self.entry.name, family = %info.family, parameters = info.parameters, "loaded");
-        let context = info.context.unwrap_or(usize::MAX);
-        let reads_both = self.entry.modality == Modality::Image && tokens.is_some();
-        let likeness = if reads_both { Some(contrast(Tensors::open(&self.path)?.as_ref())?) } else { None };
-        let traits = Traits { width: info.width, labels: labels.into(), likeness };
-        let texts = tokens.map(|tokens| (tokens, context.min(self.entry.context as usize)));
-        let senses = Senses::of(&self.path, self.entry.modality, texts, budget)?;
-        let engine = Encoder::start(encoder, senses, settings.decoders.sequences_max + settings.decoders.queue_max)?;
-        Ok(self.model(context, traits, Arc::new(engine)))
+        let on = |device: &engine::device::Device| encoders::load_on(&self.path, settings.encoders, device);
+        let (mut fits, mut traits) = (usize::MAX, Traits::default());
+        let engine = self.on_each(place, on, |loaded| {
+            let encoders::Loaded { encoder, tokens, labels, info } = loaded;
+            tracing::info!(model = %self.entry.name, family = %info.family, parameters = info.parameters, "loaded");
+            fits = info.context.unwrap_or(usize::MAX);
+            let reads_both = self.entry.modality == Modality::Image && tokens.is_some();
+            let likeness = if reads_both { Some(contrast(Tensors::open(&self.path)?.as_ref())?) } else { None };
+            traits = Traits { width: info.width, labels: labels.into(), likeness };
+            let texts = tokens.map(|tokens| (tokens, fits.min(self.entry.context as usize)));
+            let senses = Senses::of(&self.path, self.entry.modality, texts, budget)?;
+            let jobs_max = settings.decoders.sequences_max + settings.decoders.queue_max;
+            Ok(Arc::new(Encoder::start(encoder, senses, jobs_max)?))
+        })?;
+        Ok(self.model(fits, traits, engine))
     }
 
     /// `fits` is how many tokens the engine takes; the catalogue may say less.
-    fn model(&self, fits: usize, traits: Traits, engine: Arc<dyn crate::model::Engine>) -> Model {
+    fn model(&self, fits: usize, traits: Traits, engine: Arc<dyn Engine>) -> Model {
         let entry = self.entry;
         Model {
             loaded: heartbeat::Loaded {
