@@ -215,18 +215,14 @@ impl<const LAYOUT: usize, const PLANES: usize> Of<LAYOUT, PLANES> {
         unsafe {
             let mut sums = outputs.sums::<V, T, P>(at);
             let inputs: [*const Digits; T] = std::array::from_fn(|t| self.input(at.row(t), 0));
-            for block in part.first..part.end {
-                if leaving {
-                    for next in self.block_of::<P>(part.panel + P, block) {
-                        fetch::<V>(next, LAYOUTS[LAYOUT].block_bytes());
-                    }
-                }
-                let x = inputs.map(|row| row.wrapping_add(block));
-                Self::plane::<V, T, P, BYTES>(self.weights::<P, BYTES>(part, block), x, &mut sums);
-            }
-            if PLANES == 2 {
+            for plane in 0..PLANES {
                 for block in part.first..part.end {
-                    let x = inputs.map(|row| row.wrapping_add(product.blocks + block));
+                    if leaving && plane == 0 {
+                        for next in self.block_of::<P>(part.panel + P, block) {
+                            fetch::<V>(next, LAYOUTS[LAYOUT].block_bytes());
+                        }
+                    }
+                    let x = inputs.map(|row| row.wrapping_add(plane * product.blocks + block));
                     Self::plane::<V, T, P, BYTES>(self.weights::<P, BYTES>(part, block), x, &mut sums);
                 }
             }
