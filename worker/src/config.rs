@@ -227,6 +227,18 @@ mod tests {
     }
 
     #[test]
+    fn gpus_are_named_and_each_once() {
+        let check = |gpus: &[u32]| {
+            let worker = Options { gpus: gpus.to_vec(), ..Options::default() };
+            Config { worker, ..Config::default() }.check().map_err(|faults| faults.to_string())
+        };
+        assert_eq!(check(&[1, 0]), Ok(()));
+        for gpus in [&[][..], &[0, 1, 0]] {
+            assert!(check(gpus).unwrap_err().contains("worker.gpus: "), "{gpus:?}");
+        }
+    }
+
+    #[test]
     fn the_shipped_file_says_what_the_defaults_are() {
         let (found, default) = (shipped().worker, Options::default());
         assert_eq!((&found.models_dir, found.device), (&default.models_dir, default.device));

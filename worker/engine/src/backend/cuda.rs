@@ -2,7 +2,8 @@
 //!
 //! The stream of residuals stays in single precision; what only products and attention read is bf16. Operations queue
 //! kernels and return; what goes wrong is told at the step's end. Logits agree with the oracle within a tolerance, and
-//! a row's may differ in the last bits with the number of rows beside it.
+//! a row's may differ in the last bits with the number of rows beside it; of quantised weights by what bf16 rounds of
+//! them, since up to eight rows read the integers that they were made of.
 
 mod attention;
 mod buffer;
