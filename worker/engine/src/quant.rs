@@ -4,9 +4,9 @@
 
 use half::{bf16, f16};
 
-mod super_block;
+mod part;
 
-pub use super_block::{Part, SUPER_BLOCK};
+pub use part::{Part, SUPER_BLOCK};
 
 /// How a tensor's numbers are stored. Only formats that the engine computes with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -129,16 +129,7 @@ pub fn dequantise_row(format: Format, blocks: &[u8], out: &mut [f32]) {
             Format::F32 => out[0] = f32::from_le_bytes([block[0], block[1], block[2], block[3]]),
             Format::F16 => out[0] = half_at(block, 0),
             Format::BF16 => out[0] = bf16::from_le_bytes([block[0], block[1]]).to_f32(),
-            Format::Q4_0 => q4(half_at(block, 0), -8.0 * half_at(block, 0), &block[2..], out),
-            Format::Q4_1 => q4(half_at(block, 0), half_at(block, 2), &block[4..], out),
-            Format::Q5_0 => q5(block, out),
-            Format::Q8_0 => {
-                let d = half_at(block, 0);
-                for (out, &q) in out.iter_mut().zip(&block[2..]) {
-                    *out = d * f32::from(q.cast_signed());
-                }
-            }
-            Format::Q4K | Format::Q5K | Format::Q6K => {
+            Format::Q4_0 | Format::Q4_1 | Format::Q5_0 | Format::Q8_0 | Format::Q4K | Format::Q5K | Format::Q6K => {
                 for (index, out) in out.chunks_exact_mut(QUANT_BLOCK).enumerate() {
                     Part::of(format, block, index).numbers(out);
                 }
@@ -169,33 +160,6 @@ pub fn quantise(numbers: &[f32]) -> Vec<u8> {
 
 fn half_at(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
-}
-
-/// Low nibbles are the first half of a block, high nibbles the second. `d * q` is exact in f32, so one rounding is left.
-fn q4(d: f32, m: f32, nibbles: &[u8], out: &mut [f32]) {
-    for (i, &byte) in nibbles.iter().enumerate() {
-        out[i] = d * f32::from(byte & 15) + m;
-        out[i + 16] = d * f32::from(byte >> 4) + m;
-    }
-}
-
-/// The integers of a Q5_0 block, -16 to 15; the fifth bits lie together behind the scale.
-#[must_use]
-pub fn q5_integers(block: &[u8]) -> [i8; QUANT_BLOCK] {
-    let fifth = u32::from_le_bytes([block[2], block[3], block[4], block[5]]);
-    std::array::from_fn(|i| {
-        let byte = block[6 + i % 16];
-        let low = if i < 16 { byte & 15 } else { byte >> 4 };
-        let high = if fifth >> i & 1 == 1 { 16 } else { 0 };
-        (low | high).cast_signed() - 16
-    })
-}
-
-fn q5(block: &[u8], out: &mut [f32]) {
-    let d = half_at(block, 0);
-    for (out, q) in out.iter_mut().zip(q5_integers(block)) {
-        *out = d * f32::from(q);
-    }
 }
 
 #[cfg(test)]

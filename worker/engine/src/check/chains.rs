@@ -60,8 +60,7 @@ pub(super) fn measure(
         let part = weight.map(|weight| match ceilings.products {
             // Two operations a number, of two bytes.
             Some(products) if row > 256.0 => (weight.bytes() as f64 * row / seconds / products, "products"),
-            _ if row <= 8.0 => (weight.bytes_for_few() as f64 / seconds / ceilings.copy, "copy"),
-            _ => (weight.bytes() as f64 / seconds / ceilings.copy, "copy"),
+            _ => (weight.bytes_read(sequences * rows) as f64 / seconds / ceilings.copy, "copy"),
         });
         put(measures, &format!("{what}: {name}"), (seconds * 1e6, "us"), part);
     }

@@ -13,7 +13,7 @@ use super::LANES;
 use super::arena::{Arena, Use};
 use crate::Error;
 use crate::backend::Matrix;
-use crate::quant::{Format, Part, QUANT_BLOCK, SUPER_BLOCK, q5_integers};
+use crate::quant::{Format, Part, QUANT_BLOCK, SUPER_BLOCK};
 
 /// Columns of a block, whatever the format.
 pub const BLOCK: usize = QUANT_BLOCK;
@@ -246,11 +246,7 @@ fn pack_block(format: Format, source: &[u8], lane: usize, block: &mut [u8]) {
         }
         Format::Q5_0 | Format::Q8_0 => {
             block[2 * lane..][..2].copy_from_slice(&source[..2]);
-            let integers: [i8; BLOCK] = match format {
-                Format::Q5_0 => q5_integers(source),
-                _ => std::array::from_fn(|i| source[2 + i].cast_signed()),
-            };
-            for (column, q) in integers.into_iter().enumerate() {
+            for (column, q) in Part::of(format, source, 0).integers.into_iter().enumerate() {
                 block[2 * LANES + byte_at(column, lane)] = q.cast_unsigned();
             }
         }

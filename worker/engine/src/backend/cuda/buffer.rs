@@ -130,14 +130,9 @@ impl Weight {
         self.memory.address()
     }
 
-    /// Bytes that products of many rows read.
+    /// How much its numbers take in bf16.
     pub(crate) fn bytes(&self) -> usize {
         self.memory.bytes()
-    }
-
-    /// Bytes that products of few rows read.
-    pub(crate) fn bytes_for_few(&self) -> usize {
-        self.integers.as_ref().map_or(self.bytes(), Integers::bytes)
     }
 }
 

@@ -11,7 +11,7 @@ use crate::Error;
 use crate::backend::Matrix;
 use crate::cuda::{Address, Gpu, Memory};
 use crate::fixture::Noise;
-use crate::quant::{Format, Part, QUANT_BLOCK, q5_integers};
+use crate::quant::{Format, Part, QUANT_BLOCK};
 
 /// Rows and columns of a unit, and its blocks of each row.
 const ROWS: usize = 8;
@@ -130,68 +130,36 @@ fn units(width: Width, rows: &[Row<'_>], columns: usize) -> Option<Vec<u8>> {
     let of_group = columns.div_ceil(COLUMNS);
     let mut bytes = vec![0; rows.len().div_ceil(ROWS) * of_group * width.unit_bytes()];
     for (row, (format, data)) in rows.iter().enumerate() {
-        let blocks = data.chunks_exact(format.block_bytes()).flat_map(|block| blocks_of(*format, block));
-        for (at, block) in blocks.enumerate() {
+        let parts = data.chunks_exact(format.block_bytes()).flat_map(|block| parts_of(*format, block));
+        for (at, part) in parts.enumerate() {
             let unit = row / ROWS * of_group + at / BLOCKS;
             let unit = &mut bytes[unit * width.unit_bytes()..][..width.unit_bytes()];
-            block.put(width, unit, (row % ROWS, at % BLOCKS))?;
+            put(&part, width, unit, (row % ROWS, at % BLOCKS))?;
         }
     }
     Some(bytes)
 }
 
-/// Thirty-two numbers of a row: `scale * integer + minimum`.
-struct Block {
-    integers: [i8; QUANT_BLOCK],
-    scale: f32,
-    minimum: f32,
+/// The parts that a format's block consists of.
+fn parts_of(format: Format, block: &[u8]) -> impl Iterator<Item = Part> + '_ {
+    (0..format.block_len() / QUANT_BLOCK).map(move |index| Part::of(format, block, index))
 }
 
-/// The blocks that a format's block consists of.
-fn blocks_of(format: Format, block: &[u8]) -> impl Iterator<Item = Block> + '_ {
-    (0..format.block_len() / QUANT_BLOCK).map(move |index| Block::of(format, block, index))
-}
-
-impl Block {
-    fn of(format: Format, block: &[u8], index: usize) -> Block {
-        let half = |at: usize| f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
-        match format {
-            Format::Q4_0 => Block { integers: nibbles(&block[2..]), scale: half(0), minimum: -8.0 * half(0) },
-            Format::Q4_1 => Block { integers: nibbles(&block[4..]), scale: half(0), minimum: half(2) },
-            Format::Q5_0 => Block { integers: q5_integers(block), scale: half(0), minimum: 0.0 },
-            Format::Q8_0 => {
-                let integers = std::array::from_fn(|i| block[2 + i].cast_signed());
-                Block { integers, scale: half(0), minimum: 0.0 }
-            }
-            Format::Q4K | Format::Q5K => {
-                let Part { integers, scales, minimum } = Part::of(format, block, index);
-                Block { integers, scale: scales[0], minimum }
-            }
-            Format::F32 | Format::F16 | Format::BF16 | Format::Q6K => unreachable!("blocks of one scale"),
+/// Writes a part of one scale to its unit; none where half precision is too far from its scale or minimum.
+fn put(part: &Part, width: Width, unit: &mut [u8], (row, half): (usize, usize)) -> Option<()> {
+    let (integers, scales) = unit.split_at_mut(ROWS * width.row_bytes());
+    let lane = width.row_bytes() / (QUANT_BLOCK / PIECE);
+    for (piece, numbers) in part.integers.as_chunks::<PIECE>().0.iter().enumerate() {
+        let at = (row * (QUANT_BLOCK / PIECE) + piece) * lane + half * lane / BLOCKS;
+        match width {
+            Width::Nibbles => integers[at..][..4].copy_from_slice(&word_of_nibbles(numbers).to_le_bytes()),
+            Width::Bytes => integers[at..][..8].copy_from_slice(&words_of_bytes(numbers)),
         }
     }
-
-    /// Writes it to its unit; none where half precision is too far from its scale or minimum.
-    fn put(&self, width: Width, unit: &mut [u8], (row, half): (usize, usize)) -> Option<()> {
-        let (integers, scales) = unit.split_at_mut(ROWS * width.row_bytes());
-        let lane = width.row_bytes() / (QUANT_BLOCK / PIECE);
-        for (piece, numbers) in self.integers.as_chunks::<PIECE>().0.iter().enumerate() {
-            let at = (row * (QUANT_BLOCK / PIECE) + piece) * lane + half * lane / BLOCKS;
-            match width {
-                Width::Nibbles => integers[at..][..4].copy_from_slice(&word_of_nibbles(numbers).to_le_bytes()),
-                Width::Bytes => integers[at..][..8].copy_from_slice(&words_of_bytes(numbers)),
-            }
-        }
-        let at = row * SCALES + half * 2 * size_of::<u16>();
-        scales[at..][..2].copy_from_slice(&near(self.scale)?.to_le_bytes());
-        scales[at + 2..][..2].copy_from_slice(&near(self.minimum)?.to_le_bytes());
-        Some(())
-    }
-}
-
-/// Low nibbles are the first half of a block, high nibbles the second.
-fn nibbles(bytes: &[u8]) -> [i8; QUANT_BLOCK] {
-    std::array::from_fn(|i| (bytes[i % 16] >> (i / 16 * 4) & 15).cast_signed())
+    let at = row * SCALES + half * 2 * size_of::<u16>();
+    scales[at..][..2].copy_from_slice(&near(part.scales[0])?.to_le_bytes());
+    scales[at + 2..][..2].copy_from_slice(&near(part.minimum)?.to_le_bytes());
+    Some(())
 }
 
 /// Numbers 2i and 2i + 1 at bits 4i and 16 + 4i.

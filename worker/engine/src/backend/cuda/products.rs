@@ -1,6 +1,6 @@
 //! Products: few rows read the weights once, many go through tiles, of the vendor's library where it is faster.
 
-use super::integers::Width;
+use super::integers::{Integers, Width};
 use super::kernels::Kernels;
 use super::rows::kind;
 use super::{Buf, Cuda, Mode, Weight, int, pointer};
@@ -323,6 +323,13 @@ impl Few {
 
 fn any_extent(rows: usize, outputs: usize) -> Extent {
     Extent { grid: (outputs.div_ceil(16) as u32, rows.div_ceil(16) as u32, 1), threads: 256, shared: 0 }
+}
+
+impl Weight {
+    /// What a product of so many rows reads of it, in bytes.
+    pub(crate) fn bytes_read(&self, rows: usize) -> usize {
+        self.integers.as_ref().filter(|_| rows <= FEW).map_or(self.bytes(), Integers::bytes)
+    }
 }
 
 /// What few rows read of a weight.

@@ -1,17 +1,18 @@
-//! The formats of 256 numbers that scale their scales: Q4_K, Q5_K and Q6_K, taken apart into blocks of 32.
+//! Quantised formats taken apart into 32 integers at a time, with what scales them.
 //!
-//! A scale is a half times a small integer, so it is exact in single precision, and so is its product with a quantised
-//! number: what is left is one rounding where a minimum is added, as in ggml's own definition.
+//! The formats of 256 numbers, Q4_K, Q5_K and Q6_K, scale their scales. Such a scale is a half times a small integer, so it
+//! is exact in single precision, and so is its product with a quantised number: what is left is one rounding where a
+//! minimum is added, as in ggml's own definition.
 
 use super::{Format, QUANT_BLOCK, half_at};
 
-/// Numbers in a block of the formats here.
+/// Numbers in a super-block.
 pub const SUPER_BLOCK: usize = 256;
 
-/// Thirty-two numbers in a row of a super-block: number `i` is `scales[i / 16] * integers[i] + minimum`.
+/// Thirty-two numbers in a row of a quantised block: number `i` is `scales[i / 16] * integers[i] + minimum`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Part {
-    /// Quantised numbers: 0 to 15, 0 to 31, or -32 to 31.
+    /// Quantised numbers: 0 to 15 of four bits, 0 to 31 of Q5_K, -16 to 15 of Q5_0, -32 to 31 of Q6_K, else any.
     pub integers: [i8; QUANT_BLOCK],
     /// Of the first and of the last 16 numbers.
     pub scales: [f32; 2],
@@ -20,18 +21,22 @@ pub struct Part {
 }
 
 impl Part {
-    /// Part `index`, 0 to 7, of a super-block.
+    /// Part `index` of a block: 0 of a plain one, 0 to 7 of a super-block.
     ///
     /// # Panics
-    /// For other formats than Q4_K, Q5_K and Q6_K, and when `block` is not one of the format.
+    /// For formats that are not quantised, and when `block` is not one of the format.
     #[must_use]
     pub fn of(format: Format, block: &[u8], index: usize) -> Part {
-        assert!(block.len() == format.block_bytes() && index < SUPER_BLOCK / QUANT_BLOCK, "a part of a block");
+        assert!(block.len() == format.block_bytes() && index < format.block_len() / QUANT_BLOCK, "a part of a block");
         match format {
+            Format::Q4_0 => plain(nibbles(&block[2..]), half_at(block, 0), -8.0 * half_at(block, 0)),
+            Format::Q4_1 => plain(nibbles(&block[4..]), half_at(block, 0), half_at(block, 2)),
+            Format::Q5_0 => plain(q5(block), half_at(block, 0), 0.0),
+            Format::Q8_0 => plain(std::array::from_fn(|i| block[2 + i].cast_signed()), half_at(block, 0), 0.0),
             Format::Q4K => with_minimum(block, index, |_| 0, &block[16..]),
             Format::Q5K => with_minimum(block, index, |i| block[16 + i] >> index & 1, &block[48..]),
             Format::Q6K => q6(block, index),
-            other => panic!("{} has no super-blocks", other.name()),
+            Format::F32 | Format::F16 | Format::BF16 => panic!("{} is not quantised", format.name()),
         }
     }
 
@@ -41,6 +46,22 @@ impl Part {
             *out = self.scales[i / 16] * f32::from(q) + self.minimum;
         }
     }
+}
+
+fn plain(integers: [i8; QUANT_BLOCK], scale: f32, minimum: f32) -> Part {
+    Part { integers, scales: [scale, scale], minimum }
+}
+
+/// Low nibbles are the first half of a block, high nibbles the second.
+fn nibbles(bytes: &[u8]) -> [i8; QUANT_BLOCK] {
+    std::array::from_fn(|i| (bytes[i % 16] >> (i / 16 * 4) & 15).cast_signed())
+}
+
+/// The integers of a Q5_0 block, -16 to 15; the fifth bits lie together behind the scale.
+fn q5(block: &[u8]) -> [i8; QUANT_BLOCK] {
+    let fifth = u32::from_le_bytes([block[2], block[3], block[4], block[5]]);
+    let low = nibbles(&block[6..]);
+    std::array::from_fn(|i| low[i] + if fifth >> i & 1 == 1 { 0 } else { -16 })
 }
 
 /// Q4_K and Q5_K: two halves, twelve bytes of scales and minimums, then four bits a number; `fifth` has the fifth bit.
