@@ -28,7 +28,7 @@ use crate::backend::{Backend, Epilogue, Gate, KvShape, Matrix, Normed, Reach, St
 use crate::cuda::{Address, Argument, Extent, Gpu, Kernel, Kind, Properties};
 use crate::model::Ticket;
 use crate::plan::{BlockId, Plan, Sampled};
-use crate::quant::{Format, dequantise_row};
+use crate::quant::Format;
 use crate::tensors::little_endian;
 pub use buffer::{Buf, Kv, Weight};
 use graphs::{Graphs, Mode};
@@ -316,16 +316,6 @@ impl Backend for Cuda {
 /// Words as the device holds them.
 fn words(words: &[u32]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
-}
-
-/// Rows of a quantised matrix, dequantised one after the other.
-fn each_row(part: &Matrix<'_>, mut visit: impl FnMut(&[f32])) {
-    let bytes = part.columns / part.format.block_len() * part.format.block_bytes();
-    let mut numbers = vec![0.0; part.columns];
-    for row in part.data.chunks_exact(bytes) {
-        dequantise_row(part.format, row, &mut numbers);
-        visit(&numbers);
-    }
 }
 
 /// A count as kernels take it.

@@ -51,6 +51,14 @@ impl Matrix<'_> {
     }
 }
 
+/// A row as its file has it.
+pub(crate) type StoredRow<'a> = (Format, &'a [u8]);
+
+/// The rows of matrices, which are whole, one after the other.
+pub(crate) fn stored_rows<'a>(parts: &[Matrix<'a>]) -> impl Iterator<Item = StoredRow<'a>> {
+    parts.iter().flat_map(|part| part.data.chunks_exact(part.row_bytes()).map(|data| (part.format, data)))
+}
+
 /// Gives `take` the rows of matrices of equal columns as numbers, one after the other, which it may change.
 ///
 /// # Errors
@@ -60,9 +68,8 @@ pub(crate) fn each_row(parts: &[Matrix<'_>], mut take: impl FnMut(usize, &mut [f
     if !parts.iter().all(|part| part.columns == columns && part.is_whole()) {
         return Err(Error::Unsupported("matrices that cannot be packed side by side".into()));
     }
-    let rows = parts.iter().flat_map(|part| part.data.chunks_exact(part.row_bytes()).map(|data| (part.format, data)));
     let mut numbers = vec![0.0; columns];
-    for (row, (format, data)) in rows.enumerate() {
+    for (row, (format, data)) in stored_rows(parts).enumerate() {
         dequantise_row(format, data, &mut numbers);
         take(row, &mut numbers);
     }

@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use half::bf16;
 
-use super::each_row;
 use super::integers::Integers;
 use crate::Error;
-use crate::backend::{KvShape, Matrix};
+use crate::backend::{KvShape, Matrix, each_row};
 use crate::cuda::{Address, Gpu, Kind, Memory};
 use crate::plan::{BLOCK_TOKENS, BlockId};
 
@@ -145,14 +144,12 @@ fn send(gpu: &dyn Gpu, parts: &[Matrix<'_>], mut to: Address) -> Result<(), Erro
         chunk.clear();
         result
     };
-    for part in parts {
-        each_row(part, |row| {
-            chunk.extend(row.iter().flat_map(|number| bf16::from_f32(*number).to_le_bytes()));
-            if chunk.len() >= CHUNK && sent.is_ok() {
-                sent = flush(&mut chunk);
-            }
-        });
-    }
+    each_row(parts, |_, row| {
+        chunk.extend(row.iter().flat_map(|number| bf16::from_f32(*number).to_le_bytes()));
+        if chunk.len() >= CHUNK && sent.is_ok() {
+            sent = flush(&mut chunk);
+        }
+    })?;
     sent.and_then(|()| flush(&mut chunk))
 }
 

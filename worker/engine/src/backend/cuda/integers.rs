@@ -8,7 +8,7 @@ use half::f16;
 
 use super::buffer::CHUNK;
 use crate::Error;
-use crate::backend::Matrix;
+use crate::backend::{Matrix, StoredRow, stored_rows};
 use crate::cuda::{Address, Gpu, Memory};
 use crate::fixture::Noise;
 use crate::quant::{Format, Part, QUANT_BLOCK};
@@ -45,7 +45,7 @@ impl Integers {
         let (Some(width), Some(columns)) = (common_width(parts), parts.first().map(|part| part.columns)) else {
             return Ok(None);
         };
-        let rows = rows_of(parts);
+        let rows: Vec<_> = stored_rows(parts).collect();
         let group = columns.div_ceil(COLUMNS) * width.unit_bytes();
         let memory = Memory::new(gpu, rows.len().div_ceil(ROWS) * group)?;
         let mut to = memory.address();
@@ -63,7 +63,9 @@ impl Integers {
         let columns_each = COLUMNS.max(format.block_len());
         let data = Noise(rows as u64).matrix(format, NOISE, columns_each);
         let matrix = Matrix { format, columns: columns_each, data: &data };
-        let Some(some) = units(width, &rows_of(&[matrix]), columns_each) else { return Ok(None) };
+        let Some(some) = units(width, &stored_rows(&[matrix]).collect::<Vec<_>>(), columns_each) else {
+            return Ok(None);
+        };
         let memory = Memory::new(gpu, rows.div_ceil(ROWS) * columns.div_ceil(COLUMNS) * width.unit_bytes())?;
         let (first, all) = (memory.address(), memory.bytes());
         let mut filled = some.len().min(all);
@@ -118,15 +120,8 @@ fn common_width(parts: &[Matrix<'_>]) -> Option<Width> {
     widths.reduce(|all, part| if all? == part? { all } else { Some(Width::Bytes) }).flatten()
 }
 
-/// A row as its file has it.
-type Row<'a> = (Format, &'a [u8]);
-
-fn rows_of<'a>(parts: &[Matrix<'a>]) -> Vec<Row<'a>> {
-    parts.iter().flat_map(|part| part.data.chunks_exact(part.row_bytes()).map(|row| (part.format, row))).collect()
-}
-
 /// The units of rows, the first of which begins a group; none where a block has no place in them.
-fn units(width: Width, rows: &[Row<'_>], columns: usize) -> Option<Vec<u8>> {
+fn units(width: Width, rows: &[StoredRow<'_>], columns: usize) -> Option<Vec<u8>> {
     let of_group = columns.div_ceil(COLUMNS);
     let mut bytes = vec![0; rows.len().div_ceil(ROWS) * of_group * width.unit_bytes()];
     for (row, (format, data)) in rows.iter().enumerate() {
@@ -212,7 +207,8 @@ mod tests {
             let data = noise.matrix(format, rows, columns);
             let matrix = Matrix { format, columns, data: &data };
             assert_eq!(common_width(&[matrix]), Some(width));
-            let bytes = units(width, &rows_of(&[matrix]), columns).expect("scales of half precision");
+            let bytes =
+                units(width, &stored_rows(&[matrix]).collect::<Vec<_>>(), columns).expect("scales of half precision");
             assert_eq!(bytes.len() as u64, integers_bytes(format, rows as u64, columns as u64));
             let mut truth = vec![0.0; rows * columns];
             dequantise_row(format, &data, &mut truth);
@@ -237,7 +233,7 @@ mod tests {
         block[..2].copy_from_slice(&f16::from_f32(9000.0).to_le_bytes());
         let large = matrix(Format::Q4_0, &block);
         assert!(
-            units(Width::Nibbles, &rows_of(&[large]), 32).is_none(),
+            units(Width::Nibbles, &stored_rows(&[large]).collect::<Vec<_>>(), 32).is_none(),
             "eight times its scale is beyond half precision"
         );
         let bytes = [0; 34];
