@@ -230,8 +230,9 @@ enum Parts {
 }
 
 const PLAIN: Variant = Variant { reach: Reach::All, parts: Parts::Rotations };
-const VARIANTS: [Variant; 4] = [
+const VARIANTS: [Variant; 5] = [
     PLAIN,
+    Variant { reach: Reach::Last(70), parts: Parts::Rotations },
     Variant { reach: Reach::Last(16), parts: Parts::Rotations },
     Variant { reach: Reach::All, parts: Parts::BiasesAndNorms },
     Variant { reach: Reach::Last(5), parts: Parts::BiasesAndNorms },
@@ -246,7 +247,8 @@ fn attend<B: Backend>(
 ) -> Vec<f32> {
     let KvShape { layers, heads, width, .. } = shape;
     let mut kv = backend.kv(shape).expect("memory");
-    let angles: Vec<f32> = (0..64 * width / 2).flat_map(|i| [(i as f32 * 0.1).cos(), (i as f32 * 0.1).sin()]).collect();
+    let angles: Vec<f32> =
+        (0..128 * width / 2).flat_map(|i| [(i as f32 * 0.1).cos(), (i as f32 * 0.1).sin()]).collect();
     let rope = backend.upload(&angles, width).expect("memory");
     let row_width = (group + 2) * heads * width;
     let mut noise = Noise(17);
@@ -286,7 +288,12 @@ fn attention_is_the_oracle_s_for_every_grouping() {
     let shapes = [(1, 1, 16), (2, 2, 32), (3, 3, 64), (1, 4, 64), (2, 5, 16), (1, 8, 48), (1, 4, 256)];
     for ((heads, group, width), variant) in shapes.into_iter().flat_map(|shape| VARIANTS.map(|v| (shape, v))) {
         let shape = KvShape { layers: 2, blocks: 64, heads, width };
-        let steps = [vec![(0, 5), (0, 17), (0, 1)], vec![(5, 1), (17, 20), (1, 31)], vec![(6, 1), (37, 1), (32, 16)]];
+        let steps = [
+            vec![(0, 5), (0, 17), (0, 1)],
+            vec![(5, 1), (17, 20), (1, 31)],
+            vec![(6, 1), (37, 70), (32, 50)],
+            vec![(7, 1), (107, 1), (82, 45)],
+        ];
         let truth = attend(&mut Scalar::new(LIMITS), (shape, group), variant, &steps);
         let first = attend(&mut Cpu::new(Level::Scalar, 1, LIMITS), (shape, group), variant, &steps);
         for level in Level::all() {
@@ -309,14 +316,15 @@ fn attention_has_the_same_bits_however_a_prompt_is_cut() {
 }
 
 fn same_however_cut(shape: KvShape, variant: Variant) {
+    const TOKENS: usize = 120;
     let run =
         |steps: &[Vec<(usize, usize)>]| attend(&mut Cpu::new(Level::detect(), 2, LIMITS), (shape, 3), variant, steps);
-    let whole = run(&[vec![(0, 50)]]);
+    let whole = run(&[vec![(0, TOKENS)]]);
     TestRunner::new(Config { cases: 24, ..Config::default() })
-        .run(&proptest::collection::vec(1..30_usize, 1..6), |cuts| {
+        .run(&proptest::collection::vec(1..60_usize, 1..6), |cuts| {
             let (mut steps, mut computed) = (Vec::new(), 0);
-            for rows in cuts.into_iter().chain([50]) {
-                let rows = rows.min(50 - computed);
+            for rows in cuts.into_iter().chain([TOKENS]) {
+                let rows = rows.min(TOKENS - computed);
                 if rows > 0 {
                     steps.push(vec![(computed, rows)]);
                     computed += rows;
