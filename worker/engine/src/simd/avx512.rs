@@ -118,6 +118,11 @@ impl Lanes for Zmm {
         unsafe { _mm512_loadu_si512(from.cast()) }
     }
     #[inline(always)]
+    unsafe fn store_u32(to: *mut u32, x: __m512i) {
+        // SAFETY: see the head of this block.
+        unsafe { _mm512_storeu_si512(to.cast(), x) }
+    }
+    #[inline(always)]
     unsafe fn nibble(x: __m512i, column: usize) -> __m512 {
         // The permutation looks at the low four bits only: one instruction masks and converts.
         // SAFETY: see the head of this block.
@@ -162,8 +167,8 @@ impl Lanes for Zmm {
             // SAFETY: see the head of this block.
             unsafe {
                 let [low, high] = nibbles::<false>(body, word);
-                _mm512_storeu_si512(to.add(2 * word * LANES).cast(), low);
-                _mm512_storeu_si512(to.add((2 * word + 1) * LANES).cast(), high);
+                Self::store_u32(to.add(2 * word * LANES), low);
+                Self::store_u32(to.add((2 * word + 1) * LANES), high);
             }
         }
     }

@@ -7,8 +7,8 @@
 use super::affine::{self, Finish};
 use super::cursor::Cursor;
 use super::digits::{Digits, UNSIGNED};
-use super::lanes::{Lanes, fetch};
-use super::linear::{SCRATCH, Scratch};
+use super::lanes::{Lanes, PARTS, fetch};
+use super::linear::Scratch;
 use super::panel::{BLOCK, LAYOUTS, Layout, Panels};
 use super::tile::{Outputs, Tile};
 use super::{Kernel, LANES, Level};
@@ -16,12 +16,19 @@ use crate::pool::Strip;
 
 /// What is taken from the nibbles of [`Layout::CentredNibbles`].
 const CENTRE: i32 = 8;
-/// Words of four bytes of every lane in half a block.
-const HALF: usize = BLOCK / 2 / 4 * LANES;
+/// Words of four bytes of a lane in a block.
+const WORDS: usize = BLOCK / 4;
+/// Those of every lane in half a block.
+const HALF: usize = WORDS / 2 * LANES;
 /// Panels that share one reading of the inputs where registers suffice.
 const PAIR: usize = 2;
-/// Blocks of a part: so many of a pair of panels are unpacked at a time.
-const UNPACKED: usize = SCRATCH / (PAIR * 2 * HALF);
+/// Blocks of a part: so many are made ready at a time, nibbles of a pair of panels or parted bytes of one.
+const READY: usize = 24;
+/// Words of a block of parted bytes: what sums begin at comes after the bytes, for either half.
+const PARTED: usize = 2 * PARTS + 2 * LANES;
+/// Words that [`Scratch`] has room for at least.
+pub(super) const ROOM: usize = READY * PARTED;
+const _: () = assert!(PAIR * 2 * HALF <= PARTED, "a pair's nibbles have room");
 /// Outputs that a strip of a product is best made of.
 pub const STRIP_UNIT: usize = PAIR * LANES;
 
@@ -50,7 +57,7 @@ pub fn multiply(
         weights: weights.bytes()[panels.start * weights.panel_bytes()..].as_ptr(),
         outputs: Outputs::of(out, rows, outputs, then),
         unpacks: level.unpacks(),
-        unpacked: scratch.as_mut_ptr().cast(),
+        ready: scratch.as_mut_ptr().cast(),
     };
     if outputs == 0 || rows == 0 {
         return;
@@ -77,8 +84,8 @@ struct Product {
     outputs: Outputs,
     /// Whether the nibbles that many rows meet become bytes first.
     unpacks: bool,
-    /// Room for [`UNPACKED`] blocks of a pair of panels.
-    unpacked: *mut u32,
+    /// Room for [`READY`] blocks.
+    ready: *mut u32,
 }
 
 impl Product {
@@ -136,20 +143,23 @@ struct Part {
 }
 
 impl<const LAYOUT: usize, const PLANES: usize> Of<LAYOUT, PLANES> {
-    /// `P` panels, which stay in the first-level cache while all rows pass them, at most `T` together. For many rows
-    /// nibbles may become bytes once; otherwise each tile does it for itself, beside its products. Parts are the same
-    /// either way, since the order of sums is.
+    /// Words of a block that was made ready.
+    const READY_WORDS: usize = if LAYOUTS[LAYOUT].is_nibbles() { 2 * HALF } else { PARTED };
+
+    /// `P` panels, which stay in the first-level cache while all rows pass them, at most `T` together. For many rows they
+    /// may be made ready once; otherwise each tile does it for itself, beside its products. Parts are the same either way,
+    /// since the order of sums is.
     #[inline(always)]
     unsafe fn panels<V: Lanes, const T: usize, const P: usize>(self, panel: usize) {
-        let Product { rows, blocks, outputs, .. } = self.0;
-        let unpacks = LAYOUTS[LAYOUT].is_nibbles() && self.0.unpacks && rows > 3 * T;
-        for first in (0..blocks).step_by(UNPACKED) {
-            let part = Part { panel, first, end: blocks.min(first + UNPACKED) };
+        let Product { rows, blocks, outputs, unpacks, .. } = self.0;
+        let readies = if LAYOUTS[LAYOUT].is_nibbles() { unpacks } else { V::PARTS_BYTES && P == 1 } && rows > 3 * T;
+        for first in (0..blocks).step_by(READY) {
+            let part = Part { panel, first, end: blocks.min(first + READY) };
             let outputs = outputs.of_part(first == 0, part.end == blocks);
             // SAFETY: the product's pointers.
             unsafe {
-                if unpacks {
-                    self.unpack::<V, P>(part);
+                if readies {
+                    self.ready::<V, P>(part);
                     self.rows::<V, T, P, true>(part, outputs);
                 } else {
                     self.rows::<V, T, P, false>(part, outputs);
@@ -158,16 +168,26 @@ impl<const LAYOUT: usize, const PLANES: usize> Of<LAYOUT, PLANES> {
         }
     }
 
-    /// Writes the nibbles of a part as bytes: (blocks, `P`, words of four columns, lanes).
+    /// Makes a part ready, (blocks, `P`): nibbles become bytes, words of four columns, and bytes are parted, each half.
     #[inline(always)]
-    unsafe fn unpack<V: Lanes, const P: usize>(self, part: Part) {
-        let mut to = self.0.unpacked;
+    unsafe fn ready<V: Lanes, const P: usize>(self, part: Part) {
+        let layout = LAYOUTS[LAYOUT];
+        let mut to = self.0.ready;
         for block in part.first..part.end {
             // SAFETY: a part has at most as many blocks as scratch has room for.
             unsafe {
                 for body in self.block_of::<P>(part.panel, block) {
-                    V::store_nibbles(to, body.add(LAYOUTS[LAYOUT].scale_bytes()).cast());
-                    to = to.add(2 * HALF);
+                    let body: *const u32 = body.add(layout.scale_bytes()).cast();
+                    if layout.is_nibbles() {
+                        V::store_nibbles(to, body);
+                    } else {
+                        let first = V::part_bytes(to, body, V::splat_u32(0));
+                        let last = if layout == Layout::SplitBytes { V::splat_u32(0) } else { first };
+                        let last = V::part_bytes(to.add(PARTS), body.add(HALF), last);
+                        V::store_u32(to.add(2 * PARTS), first);
+                        V::store_u32(to.add(2 * PARTS + LANES), last);
+                    }
+                    to = to.add(Self::READY_WORDS);
                 }
             }
         }
@@ -180,19 +200,19 @@ impl<const LAYOUT: usize, const PLANES: usize> Of<LAYOUT, PLANES> {
         std::array::from_fn(|p| self.0.weights.wrapping_add(((panel + p) * self.0.blocks + block) * bytes))
     }
 
-    /// All rows through a part, whose nibbles are bytes already where `BYTES` says so.
+    /// All rows through a part, made ready where `READY` says so.
     #[inline(always)]
-    unsafe fn rows<V: Lanes, const T: usize, const P: usize, const BYTES: bool>(self, part: Part, outputs: Outputs) {
+    unsafe fn rows<V: Lanes, const T: usize, const P: usize, const READY: bool>(self, part: Part, outputs: Outputs) {
         let mut row = 0;
         while row < self.0.rows {
             // SAFETY: the product's pointers; a tile is as wide as the rows that are left, or repeats the last of them.
             unsafe {
                 row += match (T, self.0.rows - row) {
-                    (1, _) | (_, 1) => self.tile::<V, 1, P, BYTES>(row, part, outputs),
-                    (_, 2) => self.tile::<V, 2, P, BYTES>(row, part, outputs),
-                    (_, 3) => self.tile::<V, 3, P, BYTES>(row, part, outputs),
-                    (_, 4) => self.tile::<V, 4, P, BYTES>(row, part, outputs),
-                    _ => self.tile::<V, T, P, BYTES>(row, part, outputs),
+                    (1, _) | (_, 1) => self.tile::<V, 1, P, READY>(row, part, outputs),
+                    (_, 2) => self.tile::<V, 2, P, READY>(row, part, outputs),
+                    (_, 3) => self.tile::<V, 3, P, READY>(row, part, outputs),
+                    (_, 4) => self.tile::<V, 4, P, READY>(row, part, outputs),
+                    _ => self.tile::<V, T, P, READY>(row, part, outputs),
                 };
             }
         }
@@ -201,7 +221,7 @@ impl<const LAYOUT: usize, const PLANES: usize> Of<LAYOUT, PLANES> {
     /// The first planes of all rows of a tile, their second ones, if there are two, and then outliers row by row. Returns
     /// how many rows it did.
     #[inline(always)]
-    unsafe fn tile<V: Lanes, const T: usize, const P: usize, const BYTES: bool>(
+    unsafe fn tile<V: Lanes, const T: usize, const P: usize, const READY: bool>(
         self,
         row: usize,
         part: Part,
@@ -223,7 +243,7 @@ impl<const LAYOUT: usize, const PLANES: usize> Of<LAYOUT, PLANES> {
                         }
                     }
                     let x = inputs.map(|row| row.wrapping_add(plane * product.blocks + block));
-                    Self::plane::<V, T, P, BYTES>(self.weights::<P, BYTES>(part, block), x, &mut sums);
+                    Self::plane::<V, T, P, READY>(self.weights::<P, READY>(part, block), x, &mut sums);
                 }
             }
             const { assert!(T <= 6, "every row's turn comes below") };
@@ -289,11 +309,11 @@ impl<const LAYOUT: usize, const PLANES: usize> Of<LAYOUT, PLANES> {
 
     /// A block of each of `P` panels, and where its integers are.
     #[inline(always)]
-    fn weights<const P: usize, const BYTES: bool>(self, part: Part, block: usize) -> ([*const u8; P], [*const u32; P]) {
+    fn weights<const P: usize, const READY: bool>(self, part: Part, block: usize) -> ([*const u8; P], [*const u32; P]) {
         let weights = self.block_of(part.panel, block);
-        let body = match BYTES {
+        let body = match READY {
             true => std::array::from_fn(|p| {
-                self.0.unpacked.wrapping_add(((block - part.first) * P + p) * 2 * HALF).cast_const()
+                self.0.ready.wrapping_add(((block - part.first) * P + p) * Self::READY_WORDS).cast_const()
             }),
             false => weights.map(|block| block.wrapping_add(LAYOUTS[LAYOUT].scale_bytes()).cast()),
         };
@@ -302,7 +322,7 @@ impl<const LAYOUT: usize, const PLANES: usize> Of<LAYOUT, PLANES> {
 
     /// Adds the products of a plane of each row.
     #[inline(always)]
-    unsafe fn plane<V: Lanes, const T: usize, const P: usize, const BYTES: bool>(
+    unsafe fn plane<V: Lanes, const T: usize, const P: usize, const READY: bool>(
         (weights, body): ([*const u8; P], [*const u32; P]),
         x: [*const Digits; T],
         sums: &mut [[V::F; P]; T],
@@ -315,34 +335,34 @@ impl<const LAYOUT: usize, const PLANES: usize> Of<LAYOUT, PLANES> {
             let half = |x: &Digits, half: usize| -V::BYTES_CENTRE * x.halves[half];
             match layout {
                 Layout::Nibbles => {
-                    let dots = Self::nibbles::<V, T, P, BYTES>(body, x, |_| 0);
+                    let dots = Self::nibbles::<V, T, P, READY>(body, x, |_| 0);
                     add::<V, T, P>(dots, x, halves::<V, P>(weights, 0), sums);
                     add_minima::<V, T, P>(halves::<V, P>(weights, LANES), x, sums);
                 }
                 Layout::WideNibbles => {
-                    let dots = Self::nibbles::<V, T, P, BYTES>(body, x, |_| 0);
+                    let dots = Self::nibbles::<V, T, P, READY>(body, x, |_| 0);
                     add::<V, T, P>(dots, x, singles::<V, P>(weights, 0), sums);
                     add_minima::<V, T, P>(singles::<V, P>(weights, LANES), x, sums);
                 }
                 Layout::CentredNibbles => {
-                    let dots = Self::nibbles::<V, T, P, BYTES>(body, x, |x| x.begin / (UNSIGNED / CENTRE));
+                    let dots = Self::nibbles::<V, T, P, READY>(body, x, |x| x.begin / (UNSIGNED / CENTRE));
                     add::<V, T, P>(dots, x, halves::<V, P>(weights, 0), sums);
                 }
                 Layout::Bytes => {
-                    let dots = Self::bytes::<V, T, P>(body, x, whole);
+                    let dots = Self::bytes::<V, T, P, READY>(body, x, whole);
                     add::<V, T, P>(dots, x, halves::<V, P>(weights, 0), sums);
                 }
                 Layout::WideBytes => {
-                    let dots = Self::bytes::<V, T, P>(body, x, whole);
+                    let dots = Self::bytes::<V, T, P, READY>(body, x, whole);
                     add::<V, T, P>(dots, x, singles::<V, P>(weights, 0), sums);
                     add_minima::<V, T, P>(singles::<V, P>(weights, LANES), x, sums);
                 }
                 _ => {
-                    let mut first = begin::<V, T, P>(x, |x| half(x, 0));
-                    Self::half::<V, T, P, 0>(body, x, &mut first);
+                    let mut first = Self::begin::<V, T, P, READY, 0>(body, x, |x| half(x, 0));
+                    Self::half::<V, T, P, READY, 0>(body, x, &mut first);
                     add::<V, T, P>(first, x, singles::<V, P>(weights, 0), sums);
-                    let mut last = begin::<V, T, P>(x, |x| half(x, 1));
-                    Self::half::<V, T, P, 1>(body, x, &mut last);
+                    let mut last = Self::begin::<V, T, P, READY, 1>(body, x, |x| half(x, 1));
+                    Self::half::<V, T, P, READY, 1>(body, x, &mut last);
                     add::<V, T, P>(last, x, singles::<V, P>(weights, LANES), sums);
                 }
             }
@@ -351,7 +371,7 @@ impl<const LAYOUT: usize, const PLANES: usize> Of<LAYOUT, PLANES> {
 
     /// Each lane's 32 nibbles times the digits of each row, and what that is added to.
     #[inline(always)]
-    unsafe fn nibbles<V: Lanes, const T: usize, const P: usize, const BYTES: bool>(
+    unsafe fn nibbles<V: Lanes, const T: usize, const P: usize, const READY: bool>(
         body: [*const u32; P],
         x: [*const Digits; T],
         from: impl Fn(&Digits) -> i32,
@@ -359,23 +379,50 @@ impl<const LAYOUT: usize, const PLANES: usize> Of<LAYOUT, PLANES> {
         // SAFETY: the caller's block.
         unsafe {
             let mut dots = begin::<V, T, P>(x, from);
-            V::dot_nibbles::<T, P, BYTES>(body, x.map(|x| digits(x)), &mut dots);
+            V::dot_nibbles::<T, P, READY>(body, x.map(|x| digits(x)), &mut dots);
             dots
         }
     }
 
     /// Each lane's 32 signed bytes times the digits of each row, and what that is added to.
     #[inline(always)]
-    unsafe fn bytes<V: Lanes, const T: usize, const P: usize>(
+    unsafe fn bytes<V: Lanes, const T: usize, const P: usize, const READY: bool>(
         body: [*const u32; P],
         x: [*const Digits; T],
         from: impl Fn(&Digits) -> i32,
     ) -> [[V::U; P]; T] {
         // SAFETY: the caller's block.
         unsafe {
-            let mut dots = begin::<V, T, P>(x, from);
-            Self::half::<V, T, P, 0>(body, x, &mut dots);
-            Self::half::<V, T, P, 1>(body, x, &mut dots);
+            let mut dots = Self::begin::<V, T, P, READY, 1>(body, x, from);
+            if READY {
+                V::dot_parts(body, x.map(|x| digits(x)), WORDS, &mut dots);
+            } else {
+                Self::half::<V, T, P, READY, 0>(body, x, &mut dots);
+                Self::half::<V, T, P, READY, 1>(body, x, &mut dots);
+            }
+            dots
+        }
+    }
+
+    /// What sums of bytes begin at: what parting a half says, or what is said of each row.
+    #[inline(always)]
+    unsafe fn begin<V: Lanes, const T: usize, const P: usize, const READY: bool, const WHICH: usize>(
+        body: [*const u32; P],
+        x: [*const Digits; T],
+        from: impl Fn(&Digits) -> i32,
+    ) -> [[V::U; P]; T] {
+        // SAFETY: the caller's block.
+        unsafe {
+            if !READY {
+                return begin::<V, T, P>(x, from);
+            }
+            let mut dots = [[V::splat_u32(0); P]; T];
+            for p in 0..P {
+                let first = V::load_u32(body[p].add(2 * PARTS + WHICH * LANES));
+                for t in 0..T {
+                    dots[t][p] = first;
+                }
+            }
             dots
         }
     }
@@ -383,15 +430,18 @@ impl<const LAYOUT: usize, const PLANES: usize> Of<LAYOUT, PLANES> {
     /// Adds each lane's 16 signed bytes of a half of the block times the digits of each row. The half is a constant: a
     /// loop over both would not be unrolled.
     #[inline(always)]
-    unsafe fn half<V: Lanes, const T: usize, const P: usize, const WHICH: usize>(
+    unsafe fn half<V: Lanes, const T: usize, const P: usize, const READY: bool, const WHICH: usize>(
         body: [*const u32; P],
         x: [*const Digits; T],
         dots: &mut [[V::U; P]; T],
     ) {
         // SAFETY: the caller's block, which has two halves.
         unsafe {
-            let body = body.map(|body| body.wrapping_add(WHICH * HALF));
-            V::dot_bytes(body, x.map(|x| digits(x).wrapping_add(WHICH * LANES)), dots);
+            let x = x.map(|x| digits(x).wrapping_add(WHICH * LANES));
+            match READY {
+                true => V::dot_parts(body.map(|body| body.wrapping_add(WHICH * PARTS)), x, WORDS / 2, dots),
+                false => V::dot_bytes(body.map(|body| body.wrapping_add(WHICH * HALF)), x, dots),
+            }
         }
     }
 }
@@ -483,91 +533,4 @@ unsafe fn digits(x: *const Digits) -> *const i8 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::backend::Matrix;
-    use crate::backend::dense::Activation;
-    use crate::quant::Format;
-    #[cfg(target_arch = "x86_64")]
-    use crate::simd::avx512::Avx512;
-    use crate::simd::digits::{Rounding, digitise};
-    use crate::simd::tile::Begin;
-
-    const ROUNDINGS: [Rounding; 3] = [Rounding::One, Rounding::Loud, Rounding::Two];
-
-    #[test]
-    fn a_row_is_the_same_alone_and_among_many_over_several_parts() {
-        const BLOCKS: usize = 2 * UNPACKED + 1;
-        const ROWS: usize = 3 * 6 + 5;
-        const OUTPUTS: usize = 3 * LANES;
-        // Any bytes are a matrix; small ones keep the scales tame. Here and there a number is an outlier.
-        let data: Vec<u8> = (0..OUTPUTS * BLOCKS * Format::Q4_1.block_bytes()).map(|i| (i % 61) as u8).collect();
-        let weights = Panels::pack(&Matrix { format: Format::Q4_1, columns: BLOCKS * BLOCK, data: &data }).unwrap();
-        let loudness = |i: usize| if i % 223 == 3 { 9.0 } else { 1.0 };
-        let x: Vec<f32> = (0..ROWS * BLOCKS * BLOCK).map(|i| ((i * 7919 % 997) as f32 - 498.0) * loudness(i)).collect();
-        let then = Finish { begin: Begin::Zero, bias: &[1.0; OUTPUTS], activation: Activation::None };
-        let levels = Level::all().into_iter().flat_map(either);
-        for (level, rounding) in levels.flat_map(|level| ROUNDINGS.map(|rounding| (level, rounding))) {
-            let of_row = BLOCKS * rounding.planes();
-            let mut digits = vec![Digits::ZERO; ROWS * of_row];
-            for (x, row) in x.chunks_exact(BLOCKS * BLOCK).zip(digits.chunks_exact_mut(of_row)) {
-                digitise(level, x, rounding, row);
-            }
-            let outliers = digits.iter().filter(|block| block.has_outlier()).count();
-            assert_eq!(outliers > ROWS, rounding == Rounding::Loud);
-            let product = |digits: &[Digits]| {
-                let rows = digits.len() / of_row;
-                let mut out = vec![0.0; rows * OUTPUTS];
-                let strip = &mut Strip::whole(&mut out, OUTPUTS);
-                multiply(level, (digits, rows), (&weights, 0..3), (then, strip), &mut Scratch::default());
-                out
-            };
-            let alone: Vec<f32> = digits.chunks_exact(of_row).flat_map(product).collect();
-            assert_eq!(product(&digits), alone, "{rounding:?} {}", level.name());
-        }
-    }
-
-    /// A level that unpacks nibbles beforehand, and the same that does not.
-    fn either(level: Level) -> Vec<Level> {
-        match level {
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512(_) => [true, false].map(|spare_units| Level::Avx512(Avx512 { spare_units })).to_vec(),
-            level => vec![level],
-        }
-    }
-
-    #[test]
-    fn outliers_of_every_format_are_multiplied_as_they_are() {
-        const COLUMNS: usize = 256;
-        const OUTPUTS: usize = PAIR * LANES;
-        // Nothing but an outlier at each of the places of a block in turn.
-        let rows: Vec<f32> =
-            (0..BLOCK * COLUMNS).map(|i| if i % COLUMNS == i / COLUMNS + 64 { 1.5 } else { 0.0 }).collect();
-        for format in [Format::Q4_0, Format::Q4_1, Format::Q5_0, Format::Q8_0, Format::Q4K, Format::Q5K, Format::Q6K] {
-            let bytes = OUTPUTS * COLUMNS / format.block_len() * format.block_bytes();
-            let data: Vec<u8> = (0..bytes).map(|i| (i * 31 % 61) as u8).collect();
-            let matrix = Matrix { format, columns: COLUMNS, data: &data };
-            let weights = Panels::pack(&matrix).unwrap();
-            let mut expected = vec![0.0; COLUMNS];
-            for level in Level::all() {
-                let mut digits = vec![Digits::ZERO; rows.len() / BLOCK];
-                for (x, row) in rows.chunks_exact(COLUMNS).zip(digits.chunks_exact_mut(COLUMNS / BLOCK)) {
-                    digitise(level, x, Rounding::Loud, row);
-                }
-                let mut out = vec![0.0; BLOCK * OUTPUTS];
-                let then = Finish { begin: Begin::Zero, bias: &[], activation: Activation::None };
-                let strip = &mut Strip::whole(&mut out, OUTPUTS);
-                multiply(level, (&digits, BLOCK), (&weights, 0..PAIR), (then, strip), &mut Scratch::default());
-                for (output, place) in (0..OUTPUTS).flat_map(|output| (0..BLOCK).map(move |place| (output, place))) {
-                    weights.read_row(output, &mut expected);
-                    let (found, expected) = (out[place * OUTPUTS + output], 1.5 * expected[64 + place]);
-                    assert!(
-                        (found - expected).abs() <= 1e-5 * expected.abs(),
-                        "{format:?} {}: {found} {expected}",
-                        level.name()
-                    );
-                }
-            }
-        }
-    }
-}
+mod tests;

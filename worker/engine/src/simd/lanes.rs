@@ -4,6 +4,9 @@ use half::f16;
 
 use super::LANES;
 
+/// Words of every lane's 16 bytes, parted.
+pub(super) const PARTS: usize = 8 * LANES;
+
 /// Sixteen `f32` in the registers of one level.
 ///
 /// # Safety
@@ -22,6 +25,8 @@ pub(super) trait Lanes: Copy {
     const INTEGER_ROWS: usize;
     /// What [`Lanes::dot_bytes`] adds to each byte.
     const BYTES_CENTRE: i32;
+    /// Whether signed bytes that many rows meet are better parted into sizes and signs beforehand.
+    const PARTS_BYTES: bool = false;
 
     unsafe fn splat(x: f32) -> Self::F;
     unsafe fn load(from: *const f32) -> Self::F;
@@ -34,6 +39,7 @@ pub(super) trait Lanes: Copy {
     /// Integral numbers of -128 to 127, others become the nearest of those; returns their sum.
     unsafe fn store_i8(to: *mut i8, x: Self::F) -> i32;
     unsafe fn load_u32(from: *const u32) -> Self::U;
+    unsafe fn store_u32(to: *mut u32, x: Self::U);
     /// A word of eight nibbles in each lane: the lower nibbles of its bytes are columns 0 to 3, the upper 4 to 7.
     unsafe fn nibble(x: Self::U, column: usize) -> Self::F;
     /// A word of four signed bytes in each lane, a column each.
@@ -58,6 +64,21 @@ pub(super) trait Lanes: Copy {
         x: [*const i8; T],
         sums: &mut [[Self::U; P]; T],
     );
+    /// Writes each lane's 16 signed bytes as [`PARTS`] words: of every four a word of their sizes, and one whose bits turn
+    /// the digit of each negative byte. A turned digit is one less than its negative: returns what that takes off a sum of
+    /// products, and `begin`.
+    unsafe fn part_bytes(_to: *mut u32, _body: *const u32, _begin: Self::U) -> Self::U {
+        unreachable!("bytes are multiplied as they are")
+    }
+    /// Adds each lane's `4 * words` parted bytes of each of `body` times as many digits of each of `x`.
+    unsafe fn dot_parts<const T: usize, const P: usize>(
+        _body: [*const u32; P],
+        _x: [*const i8; T],
+        _words: usize,
+        _sums: &mut [[Self::U; P]; T],
+    ) {
+        unreachable!("bytes are multiplied as they are")
+    }
     /// `a * b + c`, rounded once.
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
@@ -238,6 +259,11 @@ impl Lanes for Portable {
         unsafe { from.cast::<Self::U>().read_unaligned() }
     }
     #[inline(always)]
+    unsafe fn store_u32(to: *mut u32, x: Self::U) {
+        // SAFETY: the caller's pointer is valid for 16 numbers.
+        unsafe { to.cast::<Self::U>().write_unaligned(x) }
+    }
+    #[inline(always)]
     unsafe fn nibble(x: Self::U, column: usize) -> Self::F {
         x.map(|x| (x >> (column % 4 * 8 + column / 4 * 4) & 15) as f32)
     }
@@ -263,7 +289,7 @@ impl Lanes for Portable {
     unsafe fn store_nibbles(to: *mut u32, body: *const u32) {
         for word in 0..8 {
             // SAFETY: the caller's block holds four words of each lane, its room eight.
-            unsafe { to.add(word * LANES).cast::<Self::U>().write_unaligned(nibbles::<false>(body, word)) };
+            unsafe { Self::store_u32(to.add(word * LANES), nibbles::<false>(body, word)) };
         }
     }
     #[inline(always)]

@@ -6,6 +6,7 @@
 
 use super::affine::{self, Finish};
 use super::cursor::Cursor;
+use super::integer;
 use super::lanes::Lanes;
 use super::panel::{BLOCK, LAYOUTS, Layout, Panels};
 use super::tile::{Outputs, Tile, tile_width};
@@ -20,8 +21,11 @@ const COLUMN_BLOCK: usize = 4 * BLOCK;
 /// The most panels that share one pass over the tokens.
 const TILE_PANELS: usize = 3;
 
-/// Numbers that [`Scratch`] has room for: (COLUMN_BLOCK, TILE_PANELS, LANES) unpacked weights.
-pub(super) const SCRATCH: usize = COLUMN_BLOCK * TILE_PANELS * LANES;
+/// Numbers that [`Scratch`] has room for: (COLUMN_BLOCK, TILE_PANELS, LANES) unpacked weights, or integers made ready.
+const SCRATCH: usize = {
+    let unpacked = COLUMN_BLOCK * TILE_PANELS * LANES;
+    if unpacked > integer::ROOM { unpacked } else { integer::ROOM }
+};
 
 /// A thread's own memory for products.
 #[derive(Debug)]
