@@ -2,9 +2,9 @@
 //!
 //! A page is one block of 16 tokens of one key-value head: the keys as (head width, 16 tokens), so that a score's lanes
 //! are tokens; then the values as (16 tokens, head width), so that an output's lanes are its numbers. No sum crosses
-//! lanes but the softmax's own. Pages are visited in the order of positions, one softmax step for each stretch of them, so a row's
-//! result depends neither on how its prompt was cut into steps, nor on where its pages lie, nor on the rows that share
-//! the reading of them.
+//! lanes but the softmax's own. Pages are visited in the order of positions, one softmax step for each stretch of them, so
+//! a row's result depends neither on how its prompt was cut into steps, nor on where its pages lie, nor on the rows that
+//! share the reading of them.
 
 mod heads;
 
@@ -151,7 +151,8 @@ mod tests {
 
     const WIDTH: usize = 32;
     const HEADS: usize = 3;
-    const TOKENS: usize = 75;
+    /// Every level has the last row in the company of others.
+    const TOKENS: usize = 76;
     const ROW: usize = HEADS * WIDTH;
 
     /// Each token's answer, where pages held `left` before and the last token's values are `last`.

@@ -139,7 +139,7 @@ impl<const G: usize, const R: usize, const S: usize> Heads<'_, G, R, S> {
         }
     }
 
-    /// The scores of `P` pages.
+    /// The scores of `P` pages, of which even and odd numbers are added up by themselves.
     #[inline(always)]
     unsafe fn dots<V: Lanes, const N: usize, const P: usize>(
         self,
