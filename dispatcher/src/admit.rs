@@ -9,7 +9,7 @@ use protocol::token::{ModelRef, SessionId, Token};
 use protocol::{ErrorCode, Refusal};
 use rand::Rng;
 use runtime::bus::Arrival;
-use runtime::records::{self, IdClaim, Waiter};
+use runtime::records::{self, IdClaim};
 use runtime::{Error, clock};
 use serde::Serialize;
 use uuid::Uuid;
@@ -167,34 +167,24 @@ impl Named {
     }
 }
 
-/// A claim that holds.
-pub struct Claim {
-    /// Who asks.
-    pub asker: Asker,
-    /// Waits for the job's end where somebody else may publish the same job first.
-    pub waiter: Option<Waiter>,
-}
-
 /// Claims the id for what the request means. Ends here where the job has ended.
 #[tracing::instrument(level = "debug", skip_all)]
-pub async fn claim(dispatcher: &Dispatcher, door: Door, job: &Job, meaning: &str) -> Result<Claim, Stop> {
+pub async fn claim(dispatcher: &Dispatcher, door: Door, job: &Job, meaning: &str) -> Result<Asker, Stop> {
     let (bus, tenant) = (&dispatcher.bus, &job.tenant);
     let ingress = match door {
         Door::Infer => None,
         Door::Submit(stored) => Some(stored.sequence),
     };
     let id = IdRecord { body: meaning.to_owned(), deadline_ms: job.deadline_ms, ingress };
-    // Interest comes before the look for a record: what is stored between would be missed.
-    let waiter = dispatcher.done.wait(tenant, &job.id).map_err(|error| failed(&error))?;
     let asker = match records::claim_id(bus, tenant, &job.id, &id).await.map_err(|error| failed(&error))? {
-        IdClaim::New => return Ok(Claim { asker: Asker::First, waiter: Some(waiter) }),
+        IdClaim::New => return Ok(Asker::First),
         IdClaim::Other => return Err(Refusal::invalid("this id was used before, for another request").into()),
         IdClaim::Again => Asker::FirstAgain,
         IdClaim::Same => Asker::Repeat,
     };
     match records::result(bus, tenant, &job.id).await.map_err(|error| failed(&error))? {
         Some(record) => Err(Stop::Settled(Box::new(record), Outcome::Repeated)),
-        None => Ok(Claim { asker, waiter: Some(waiter) }),
+        None => Ok(asker),
     }
 }
 
@@ -206,15 +196,15 @@ pub fn must_answer(incoming: &Incoming, arrival: Arrival, asker: Asker) -> bool 
 }
 
 /// Waits for a job's record until the request's deadline, without a slot of the door.
-pub async fn wait(
-    dispatcher: &Dispatcher,
-    incoming: &mut Incoming,
-    job: &Job,
-    mut waiter: Waiter,
-) -> Result<Record, Refusal> {
+pub async fn wait(dispatcher: &Dispatcher, incoming: &mut Incoming, job: &Job) -> Result<Record, Refusal> {
     let _place = dispatcher.waiting.try_acquire().map_err(|_| full_of_waiting())?;
     let _during = During::waiting();
     drop(incoming.slot.take());
+    let mut waiter = dispatcher.done.wait(&job.tenant, &job.id).await.map_err(|error| failed(&error))?;
+    // It may have come to its end before there was interest in it.
+    if let Ok(Some(record)) = records::result(&dispatcher.bus, &job.tenant, &job.id).await {
+        return Ok(record);
+    }
     tokio::select! {
         record = waiter.record() => Ok(record),
         () = tokio::time::sleep(left(job)) => Err(late()),

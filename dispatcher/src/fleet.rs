@@ -6,7 +6,7 @@ use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use protocol::heartbeat::{EXPIRY, Heartbeat, INTERVAL, State};
+use protocol::heartbeat::{EXPIRY, Heartbeat, INTERVAL, Loaded, State};
 use protocol::token::Token;
 use protocol::{ErrorCode, Refusal, WIRE_VERSION, subject};
 use runtime::Bus;
@@ -20,6 +20,8 @@ use crate::metrics;
 const WORKER_RETRY: Duration = Duration::from_secs(2);
 /// Most workers that are remembered.
 const WORKERS_MAX: usize = 16_384;
+/// How much the newest heartbeat counts in a rate: some five of them do.
+const NEWEST: f64 = 0.2;
 /// Silence proves nothing until a heartbeat of everybody must have come.
 const UNPROVEN: Duration = INTERVAL.saturating_mul(2);
 
@@ -41,9 +43,50 @@ pub struct Fleet {
 
 #[derive(Debug)]
 struct Seen {
-    models: Vec<String>,
+    models: Vec<Serving>,
     state: State,
     at: Instant,
+}
+
+/// A model of a worker.
+#[derive(Debug)]
+struct Serving {
+    name: String,
+    /// Jobs that it answered; `None` where the worker does not say.
+    answered: Option<u64>,
+    /// Answers a second, once two heartbeats told; the newest count for [`NEWEST`].
+    rate: Option<f64>,
+}
+
+impl Serving {
+    fn since(self, before: &Serving, seconds: f64) -> Self {
+        let newest = self.answered.zip(before.answered).map(|(now, then)| now.saturating_sub(then) as f64 / seconds);
+        let smooth = |newest: f64| before.rate.map_or(newest, |rate| rate + (newest - rate) * NEWEST);
+        Self { rate: newest.map(smooth), ..self }
+    }
+}
+
+impl Seen {
+    fn new(heartbeat: &Heartbeat, before: Option<&Seen>, at: Instant) -> Self {
+        let serving = |(number, model): (usize, &Loaded)| {
+            let new =
+                Serving { name: model.name.clone(), answered: heartbeat.answered.get(number).copied(), rate: None };
+            let known = before.and_then(|seen| Some((seen.model(&new.name)?, at.checked_duration_since(seen.at)?)));
+            match known {
+                Some((before, passed)) if !passed.is_zero() => new.since(before, passed.as_secs_f64()),
+                _ => new,
+            }
+        };
+        Self { models: heartbeat.models.iter().enumerate().map(serving).collect(), state: heartbeat.state, at }
+    }
+
+    fn model(&self, name: &str) -> Option<&Serving> {
+        self.models.iter().find(|model| model.name == name)
+    }
+
+    fn live(&self, now: Instant) -> bool {
+        self.state == State::Ready && now.saturating_duration_since(self.at) < EXPIRY
+    }
 }
 
 /// What people want to know of a heartbeat.
@@ -71,8 +114,8 @@ impl Fleet {
         if self.workers.len() >= WORKERS_MAX && !known {
             return None;
         }
-        let models = heartbeat.models.iter().map(|model| model.name.clone()).collect();
-        self.workers.insert(heartbeat.worker.clone(), Seen { models, state: heartbeat.state, at: now });
+        let seen = Seen::new(&heartbeat, self.workers.get(&heartbeat.worker), now);
+        self.workers.insert(heartbeat.worker.clone(), seen);
         (!known).then_some(News::Joined(heartbeat))
     }
 
@@ -96,13 +139,16 @@ impl Fleet {
     /// Whether a model has somebody to compute it.
     #[must_use]
     pub fn workers(&self, model: &str, now: Instant) -> Workers {
-        let live = |seen: &Seen| {
-            seen.state == State::Ready
-                && now.saturating_duration_since(seen.at) < EXPIRY
-                && seen.models.iter().any(|name| name == model)
-        };
+        let live = |seen: &Seen| seen.live(now) && seen.model(model).is_some();
         let unproven = now.saturating_duration_since(self.listening_since) < UNPROVEN;
         if unproven || self.workers.values().any(live) { Workers::Live } else { Workers::Absent }
+    }
+
+    /// Jobs of a model that are answered a second.
+    #[must_use]
+    pub fn rate(&self, model: &str, now: Instant) -> f64 {
+        let live = self.workers.values().filter(|seen| seen.live(now));
+        live.filter_map(|seen| seen.model(model)?.rate).sum()
     }
 }
 
@@ -178,6 +224,11 @@ fn concern(beat: &Heartbeat) -> Option<&'static str> {
     }
 }
 
+/// Jobs of a model that are answered a second.
+pub fn rate(view: &View, model: &str) -> f64 {
+    view.read().expect("no holder panics").rate(model, Instant::now())
+}
+
 /// At `infer` somebody waits; the durable door queues.
 pub fn check_workers(view: &View, door: Door, model: &str) -> Result<(), Refusal> {
     let workers = view.read().expect("no holder panics").workers(model, Instant::now());
@@ -192,8 +243,6 @@ pub fn check_workers(view: &View, door: Door, model: &str) -> Result<(), Refusal
 
 #[cfg(test)]
 mod tests {
-    use protocol::heartbeat::Loaded;
-
     use super::*;
 
     fn heartbeat(worker: &str, state: State) -> Heartbeat {
@@ -207,6 +256,7 @@ mod tests {
             slots_free: 1,
             slots: 1,
             step_seconds: 0.01,
+            answered: Vec::new(),
         }
     }
 
@@ -231,6 +281,28 @@ mod tests {
         assert_eq!(fleet.workers("m", later), Workers::Live, "nothing could be heard");
         fleet.expire(later + EXPIRY);
         assert_eq!(fleet.ready(), 0);
+    }
+
+    #[test]
+    fn the_rate_of_a_model_is_that_of_its_live_workers() {
+        let start = Instant::now();
+        let mut fleet = Fleet::new(start);
+        let beat = |worker, answered| Heartbeat { answered: vec![answered], ..heartbeat(worker, State::Ready) };
+        fleet.observe(beat("a", 100), start);
+        fleet.observe(heartbeat("old", State::Ready), start);
+        assert!(fleet.rate("m", start).abs() < 1e-9, "one heartbeat is no rate");
+        let later = start + INTERVAL;
+        for beat in [beat("a", 110), beat("b", 7), heartbeat("old", State::Ready)] {
+            fleet.observe(beat, later);
+        }
+        assert!((fleet.rate("m", later) - 10.0).abs() < 1e-9);
+        let latest = later + INTERVAL;
+        for beat in [beat("a", 110), beat("b", 9)] {
+            fleet.observe(beat, latest);
+        }
+        assert!((fleet.rate("m", latest) - (8.0 + 2.0)).abs() < 1e-9, "a pause is not the end");
+        assert!(fleet.rate("other", latest).abs() < 1e-9);
+        assert!(fleet.rate("m", latest + EXPIRY).abs() < 1e-9);
     }
 
     #[test]

@@ -9,10 +9,10 @@ use std::time::Duration;
 use protocol::answer::{Answer, CacheOutcome};
 use protocol::job::Job;
 use protocol::record::{End, Record};
-use protocol::request::{CachePolicy, Priority, Request};
+use protocol::request::{CachePolicy, Request};
 use protocol::token::Token;
 use protocol::{Refusal, WIRE_VERSION};
-use runtime::cache::{Found, KeyParts, Lease, cache_key};
+use runtime::cache::{Claim, Found, KeyParts, Lease, cache_key};
 use runtime::clock;
 use runtime::config::ModelEntry;
 use runtime::records::{self, Stored};
@@ -81,12 +81,12 @@ enum Look {
 
 /// One look at the cache. Where it is away, nothing is cached and everybody computes.
 async fn look(dispatcher: &Dispatcher, key: &str, job: &Job) -> Look {
-    let name = lease_name(key, job.priority);
-    match dispatcher.responses.enter(key, &name, &job.id).await {
+    let claim = Claim { job: job.id.clone(), priority: job.priority };
+    match dispatcher.responses.enter(key, &claim).await {
         Ok(Found::Answer(answer)) => Look::Hit(answer),
         Ok(Found::Lease(Lease::Taken)) => {
             let whose = (job.tenant.clone(), job.id.clone());
-            Look::Lead(Some(dispatcher.leases.keep(name, whose, job.deadline_ms)))
+            Look::Lead(Some(dispatcher.leases.keep(key.to_owned(), whose, job.deadline_ms)))
         }
         Ok(Found::Lease(Lease::Held { job: leader })) => Look::Taken(leader),
         Err(error) => {
@@ -94,11 +94,6 @@ async fn look(dispatcher: &Dispatcher, key: &str, job: &Job) -> Look {
             Look::Lead(None)
         }
     }
-}
-
-/// Only equals wait for each other: nobody urgent waits for the end of a slower lane.
-fn lease_name(key: &str, priority: Priority) -> String {
-    format!("{key}.{}", priority.as_str())
 }
 
 /// What came of following.
@@ -116,8 +111,8 @@ async fn follow(dispatcher: &Dispatcher, incoming: &mut Incoming, job: &Job, lea
     let _place = dispatcher.waiting.try_acquire().map_err(|_| admit::full_of_waiting())?;
     let _during = During::waiting();
     drop(incoming.slot.take());
-    let wait = |job| dispatcher.done.wait(&incoming.tenant, job).map_err(|error| failed(&error));
-    let (mut leaders, mut own) = (wait(leader)?, wait(&job.id)?);
+    let wait = async |job| dispatcher.done.wait(&incoming.tenant, job).await.map_err(|error| failed(&error));
+    let (mut leaders, mut own) = (wait(leader).await?, wait(&job.id).await?);
     // The leader may have come to its end before there was interest in it.
     if let Ok(Some(record)) = records::result(&dispatcher.bus, &job.tenant, leader).await {
         return Ok(ended(dispatcher, job, record).await);
@@ -137,7 +132,7 @@ async fn ended(dispatcher: &Dispatcher, job: &Job, record: Record) -> Followed {
     let (leader, key) = (record.job.clone(), job.cache_key.as_deref());
     let followed = shared(record, key);
     if let (Followed::Nothing, Some(key)) = (&followed, key) {
-        dispatcher.leases.release(&lease_name(key, job.priority), &leader).await;
+        dispatcher.leases.release(key, &leader).await;
         tokio::time::sleep(SPREAD + clock::jitter(SPREAD)).await;
     }
     followed
@@ -256,10 +251,5 @@ mod tests {
         assert!(matches!(shared(record(done, None), Some("a")), Followed::Astray));
         let failed = End::Failed(Refusal::new(ErrorCode::Cancelled, ""));
         assert!(matches!(shared(record(failed, Some("a")), Some("a")), Followed::Nothing));
-    }
-
-    #[test]
-    fn only_equals_wait_for_each_other() {
-        assert_ne!(lease_name("a", Priority::Interactive), lease_name("a", Priority::Batch));
     }
 }

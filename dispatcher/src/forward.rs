@@ -14,7 +14,9 @@ use runtime::records::{self, Stored};
 
 use crate::admit::Identity;
 use crate::control;
+use crate::fleet;
 use crate::metrics::{self, Outcome};
+use crate::pace;
 use crate::route::Lane;
 use crate::state::{Dispatcher, Stop};
 use crate::walk::BLOCKING_BYTES;
@@ -94,7 +96,8 @@ pub fn refusal(dispatcher: &Dispatcher, lane: &Lane, fault: &PublishFault) -> Re
     match fault {
         PublishFault::Full(limit) => {
             tracing::info!(lane = lane.subject(), %limit, "a lane is full");
-            let after = dispatcher.pace.retry_after(&lane.model.name, dispatcher.lane_jobs_max);
+            let rate = fleet::rate(&dispatcher.fleet, &lane.model.name);
+            let after = pace::retry_after(dispatcher.lane_jobs_max, rate);
             Refusal::new(ErrorCode::Overloaded, format!("the queue of model '{}' is full", lane.model.name))
                 .retry_after(after)
         }

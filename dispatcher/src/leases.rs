@@ -1,11 +1,12 @@
-//! The leases of the jobs that this dispatcher queued: kept until each job's end, all of them in one round.
+//! The leases of the jobs that this dispatcher queued, kept until each job's end. Nobody tells of that end: its answer takes
+//! the place of the lease, and a worker gives up the lease of a job that has none. So most are found ended when they are
+//! first due.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use protocol::record::{Ended, How};
 use protocol::token::Token;
 use runtime::bus::Arrival;
 use runtime::cache::Responses;
@@ -18,7 +19,9 @@ use crate::Error;
 const RENEW: Duration = Duration::from_secs(3);
 /// How often is looked which ones are due.
 const ROUND: Duration = Duration::from_secs(1);
-/// Renewed at once.
+/// Renewed by one command.
+const TOGETHER: usize = 256;
+/// Records looked for at once.
 const AT_ONCE: usize = 64;
 
 /// Whose job computes: a tenant's, and which.
@@ -34,8 +37,8 @@ pub struct Leases {
 
 #[derive(Clone, Debug)]
 struct Held {
-    /// Name of the lease.
-    name: String,
+    /// Of the answer that it stands for.
+    answer: String,
     /// Nobody computes after this, in milliseconds since 1970.
     deadline_ms: u64,
     renewed: Instant,
@@ -58,25 +61,15 @@ impl Leases {
 
     /// Keeps a lease that this job has just taken, until its end or its deadline, in milliseconds since 1970.
     #[must_use]
-    pub fn keep(self: &Arc<Self>, name: String, key: Key, deadline_ms: u64) -> Lead {
-        let new = || Held { name, deadline_ms, renewed: Instant::now(), leads: 0 };
+    pub fn keep(self: &Arc<Self>, answer: String, key: Key, deadline_ms: u64) -> Lead {
+        let new = || Held { answer, deadline_ms, renewed: Instant::now(), leads: 0 };
         self.held().entry(key.clone()).or_insert_with(new).leads += 1;
         Lead { leases: Arc::clone(self), key: Some(key) }
     }
 
-    /// A job came to its end. After an answer the lease lapses by itself: the worker writes the cache just after the
-    /// record, and whoever asks in between follows this job and finds the record.
-    pub fn ended(self: &Arc<Self>, ended: &Ended) {
-        let key = (ended.tenant.clone(), ended.job.clone());
-        let held = self.held().remove(&key);
-        if let (Some(held), How::Failed) = (held, &ended.how) {
-            self.give_up(held.name, key.1);
-        }
-    }
-
     /// Gives a lease up that may be another dispatcher's.
-    pub async fn release(&self, name: &str, job: &Token) {
-        if let Err(error) = self.responses.release(name, job).await {
+    pub async fn release(&self, answer: &str, job: &Token) {
+        if let Err(error) = self.responses.release(answer, job).await {
             tracing::debug!(%error, "a lease could not be given up, it lapses");
         }
     }
@@ -85,8 +78,26 @@ impl Leases {
     pub async fn renew(self: Arc<Self>, bus: Bus) -> Result<(), Error> {
         loop {
             tokio::time::sleep(ROUND).await;
-            let due = futures::stream::iter(self.due(Instant::now()));
-            due.for_each_concurrent(AT_ONCE, |(key, held)| self.renew_one(&bus, key, held)).await;
+            for due in self.due(Instant::now()).chunks(TOGETHER) {
+                let left = futures::stream::iter(self.renewed(due).await);
+                left.for_each_concurrent(AT_ONCE, |lease| self.look(&bus, lease)).await;
+            }
+        }
+    }
+
+    /// Renews some; those that stand yet.
+    async fn renewed<'a>(&self, due: &'a [(Key, Held)]) -> Vec<&'a (Key, Held)> {
+        let leases: Vec<_> = due.iter().map(|((_, job), held)| (held.answer.as_str(), job)).collect();
+        match self.responses.renew(&leases).await {
+            Ok(kept) => {
+                let (stand, over): (Vec<_>, Vec<_>) = due.iter().zip(kept).partition(|(_, kept)| *kept);
+                over.iter().for_each(|((key, _), _)| self.forget(key));
+                stand.into_iter().map(|(lease, _)| lease).collect()
+            }
+            Err(error) => {
+                tracing::debug!(%error, "leases could not be renewed");
+                due.iter().collect()
+            }
         }
     }
 
@@ -106,19 +117,13 @@ impl Leases {
         .collect()
     }
 
-    async fn renew_one(self: &Arc<Self>, bus: &Bus, key: Key, held: Held) {
-        // Ends are not heard while the connection is away.
-        if let Ok(Some(record)) = records::result(bus, &key.0, &key.1).await {
-            return self.ended(&Ended::from(&record));
-        }
-        if clock::now_ms() >= held.deadline_ms {
-            self.forget(&key);
-            return self.release(&held.name, &key.1).await;
-        }
-        match self.responses.renew(&held.name, &key.1).await {
-            Ok(true) => {}
-            Ok(false) => self.forget(&key),
-            Err(error) => tracing::debug!(%error, "a lease could not be renewed"),
+    /// Gives a lease up that stands though its job is over: an answer may be too long to keep, a worker may have gone
+    /// between a record and what follows it.
+    async fn look(&self, bus: &Bus, (key, held): &(Key, Held)) {
+        let ended = matches!(records::result(bus, &key.0, &key.1).await, Ok(Some(_)));
+        if ended || clock::now_ms() >= held.deadline_ms {
+            self.forget(key);
+            self.release(&held.answer, &key.1).await;
         }
     }
 
@@ -134,9 +139,9 @@ impl Leases {
         if left.leads > 0 { None } else { held.remove(key) }
     }
 
-    fn give_up(self: &Arc<Self>, name: String, job: Token) {
+    fn give_up(self: &Arc<Self>, answer: String, job: Token) {
         let leases = Arc::clone(self);
-        self.giving_up.spawn(async move { leases.release(&name, &job).await });
+        self.giving_up.spawn(async move { leases.release(&answer, &job).await });
     }
 
     fn held(&self) -> MutexGuard<'_, HashMap<Key, Held>> {
@@ -161,16 +166,19 @@ impl Drop for Lead {
     fn drop(&mut self) {
         let Some(key) = self.key.take() else { return };
         if let Some(held) = self.leases.part(&key) {
-            self.leases.give_up(held.name, key.1);
+            self.leases.give_up(held.answer, key.1);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use ::tests::servers::RedisServer;
-    use runtime::cache::{Found, Lease};
-    use runtime::config::Redis;
+    use ::tests::servers::{NatsServer, RedisServer};
+    use protocol::answer::{Answer, CacheOutcome, Finish, Usage};
+    use protocol::request::Priority;
+    use runtime::bus;
+    use runtime::cache::{Claim, Found, Lease};
+    use runtime::config::{Nats, Redis};
 
     use super::*;
 
@@ -186,9 +194,10 @@ mod tests {
         (Token::default_tenant(), Token::parse("job", job).unwrap())
     }
 
-    /// Who has the lease `k` when this job asks for it.
-    async fn holder(responses: &Responses, job: &str) -> Token {
-        match responses.enter("k", "k", &key(job).1).await.unwrap() {
+    /// Who has the lease of this place when this job asks for it.
+    async fn holder(responses: &Responses, place: &str, job: &str) -> Token {
+        let claim = Claim { job: key(job).1, priority: Priority::Standard };
+        match responses.enter(place, &claim).await.unwrap() {
             Found::Lease(Lease::Held { job }) => job,
             Found::Lease(Lease::Taken) => key(job).1,
             Found::Answer(_) => panic!("there is none"),
@@ -198,29 +207,59 @@ mod tests {
     #[tokio::test]
     async fn the_last_request_of_an_id_gives_its_lease_up() {
         let (_server, responses, leases) = start();
-        assert_eq!(holder(&responses, "a").await, key("a").1);
+        assert_eq!(holder(&responses, "k", "a").await, key("a").1);
         let lead = || leases.keep("k".to_owned(), key("a"), u64::MAX);
         let (first, second, third) = (lead(), lead(), lead());
         second.published(Arrival::Repeat);
         drop(third);
         leases.finish().await;
-        assert_eq!(holder(&responses, "b").await, key("a").1, "the first may be queued yet");
+        assert_eq!(holder(&responses, "k", "b").await, key("a").1, "the first may be queued yet");
         drop(first);
         leases.finish().await;
-        assert_eq!(holder(&responses, "b").await, key("b").1);
+        assert_eq!(holder(&responses, "k", "b").await, key("b").1);
     }
 
     #[tokio::test]
-    async fn a_failure_gives_the_lease_up_and_nobody_keeps_it_then() {
+    async fn a_lease_whose_place_has_an_answer_is_forgotten_when_it_is_due() {
         let (_server, responses, leases) = start();
-        assert_eq!(holder(&responses, "a").await, key("a").1);
-        leases.keep("k".to_owned(), key("a"), u64::MAX).published(Arrival::New);
-        assert_eq!(leases.due(Instant::now() + RENEW).len(), 1);
-        assert_eq!(leases.due(Instant::now() + RENEW / 2).len(), 0, "it is kept for a while");
-        let (tenant, job) = key("a");
-        leases.ended(&Ended { job, tenant, how: How::Failed });
-        leases.finish().await;
-        assert_eq!(holder(&responses, "b").await, key("b").1);
-        assert!(leases.due(Instant::now() + RENEW).is_empty());
+        let start = Instant::now();
+        for (place, job) in [("k", "a"), ("l", "b")] {
+            assert_eq!(holder(&responses, place, job).await, key(job).1);
+            leases.keep(place.to_owned(), key(job), u64::MAX).published(Arrival::New);
+        }
+        assert_eq!(leases.due(start + RENEW / 2).len(), 0, "it is kept for a while");
+        responses.put("k", &answer()).await.unwrap();
+        let due = leases.due(start + RENEW * 2);
+        assert_eq!(due.len(), 2);
+        let left = leases.renewed(&due).await;
+        assert_eq!(left.iter().map(|(key, _)| key.clone()).collect::<Vec<_>>(), [key("b")]);
+        assert_eq!(leases.due(start + RENEW * 4).len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_lease_is_not_kept_beyond_the_deadline() {
+        let (_server, responses, leases) = start();
+        let nats = NatsServer::start();
+        let bus = bus::connect(&Nats { url: nats.url(), ..Nats::default() }, "leases").await.unwrap();
+        assert_eq!(holder(&responses, "k", "a").await, key("a").1);
+        leases.keep("k".to_owned(), key("a"), 0).published(Arrival::New);
+        for lease in leases.due(Instant::now() + RENEW * 2) {
+            leases.look(&bus, &lease).await;
+        }
+        assert!(leases.due(Instant::now() + RENEW * 4).is_empty());
+        assert_eq!(holder(&responses, "k", "b").await, key("b").1);
+    }
+
+    fn answer() -> Answer {
+        Answer {
+            job: key("a").1,
+            model: "m".into(),
+            task: "chat".into(),
+            output: Vec::new(),
+            finish_reason: Finish::Stop,
+            usage: Usage::default(),
+            cache: CacheOutcome::Miss,
+            steps: Vec::new(),
+        }
     }
 }

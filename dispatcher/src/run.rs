@@ -3,10 +3,9 @@
 use std::sync::{Arc, OnceLock, RwLock};
 use std::time::{Duration, Instant};
 
-use protocol::record::Ended;
 use runtime::cache::Responses;
 use runtime::health::{self, Health};
-use runtime::records;
+use runtime::records::Done;
 use runtime::sessions::{Rebuilt, Sessions};
 use runtime::telemetry::Metrics;
 use runtime::{Bus, bus};
@@ -21,7 +20,6 @@ use crate::fleet::{self, Fleet};
 use crate::ingress;
 use crate::leases::Leases;
 use crate::metrics;
-use crate::pace::Pace;
 use crate::room::{self, Room};
 use crate::state::Dispatcher;
 use crate::steps;
@@ -92,23 +90,16 @@ fn readiness(open: Arc<OnceLock<Bus>>, stop: CancellationToken) -> impl Fn() -> 
 
 async fn assemble(bus: Bus, sessions: Sessions, config: Checked) -> Result<Dispatcher, Error> {
     let Checked { common, options, catalogue, pipelines, rules } = config;
-    let pace = Arc::new(Pace::default());
     let responses = Responses::new(&common.redis)?;
     let leases = Arc::new(Leases::new(responses.clone()));
-    let (paced, leased) = (Arc::clone(&pace), Arc::clone(&leases));
-    let observe = move |ended: &Ended| {
-        paced.observe(ended);
-        leased.ended(ended);
-    };
     Ok(Dispatcher {
         sessions,
         responses,
-        done: records::watch_done_with(&bus, observe).await?,
+        done: Done::new(&bus),
         catalogue,
         pipelines,
         rules,
         fleet: Arc::new(RwLock::new(Fleet::new(Instant::now()))),
-        pace,
         room: Arc::new(Room::default()),
         waiting: Arc::new(Semaphore::new(options.waiting_max)),
         lane_jobs_max: common.streams.lane_jobs_max,

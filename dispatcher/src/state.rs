@@ -16,7 +16,6 @@ use crate::config::Options;
 use crate::fleet::View;
 use crate::leases::Leases;
 use crate::metrics::Outcome;
-use crate::pace::Pace;
 use crate::pipelines::Pipelines;
 use crate::room::Room;
 use crate::rules::Rules;
@@ -39,8 +38,6 @@ pub struct Dispatcher {
     pub rules: Rules,
     /// Written by [`crate::fleet::watch`].
     pub fleet: View,
-    /// Written by the watch of finished jobs.
-    pub pace: Arc<Pace>,
     /// Written by [`crate::room::watch`].
     pub room: Arc<Room>,
     /// Requests that may wait for the answer of another.

@@ -11,7 +11,7 @@ use protocol::{ErrorCode, Refusal};
 use runtime::bus::Arrival;
 use tracing::Instrument;
 
-use crate::admit::{self, Asker, Claim, Identity, Named};
+use crate::admit::{self, Asker, Identity, Named};
 use crate::answer::Manner;
 use crate::classify::{self, Class};
 use crate::fleet;
@@ -88,7 +88,6 @@ async fn walk(dispatcher: &Dispatcher, incoming: &mut Incoming, labels: &mut Lab
     let stop = match decide(dispatcher, incoming, &request, &class) {
         Ok(Way { terms, lane, plan }) => {
             labels.model.clone_from(&lane.model.name);
-            tracing::Span::current().record("model", lane.model.name.as_str());
             go(dispatcher, incoming, Wish { request, way: Way { terms, lane, plan } }, &mut job).await.err()
         }
         Err(refusal) => Some(Stop::Refused(refusal)),
@@ -184,12 +183,12 @@ async fn go(
     let session = request.session.clone();
     let ask = Ask::of(&request, terms.cache, &lane.model, plan.as_ref());
     let mut job = admit::job(incoming, request, &identity, &terms, &lane);
-    tracing::Span::current().record("job", job.id.as_str());
-    let claim = match &identity {
-        Identity::Fresh => Claim { asker: Asker::First, waiter: None },
+    tracing::record_all!(tracing::Span::current(), job = job.id.as_str(), model = lane.model.name.as_str());
+    let asker = match &identity {
+        Identity::Fresh => Asker::First,
         Identity::Claimed(meaning) => Box::pin(admit::claim(dispatcher, incoming.door, &job, meaning)).await?,
     };
-    let mine = named.insert(Named { job: job.id.clone(), asker: claim.asker });
+    let mine = named.insert(Named { job: job.id.clone(), asker });
     // What is stored counts, however late somebody asks for it.
     admit::check_deadline(&job)?;
     dispatcher.room.check()?;
@@ -208,7 +207,7 @@ async fn go(
         Some(plan) => plan.begin(job),
         None => (lane, job),
     };
-    if job.steps.is_some() && claim.asker == Asker::Repeat {
+    if job.steps.is_some() && asker == Asker::Repeat {
         job.reply_to = None;
     }
     let arrival = match forward::publish(dispatcher, &lane, &job).await {
@@ -225,14 +224,12 @@ async fn go(
         Box::pin(admit::confirm(dispatcher, &job, turn)).await;
     }
     // A step speaks to nobody: whatever became of this one, its request was asked before, and is answered from the record.
-    let arrival = if job.steps.is_some() && claim.asker == Asker::Repeat { Arrival::Repeat } else { arrival };
-    match claim.waiter {
-        Some(waiter) if admit::must_answer(incoming, arrival, claim.asker) => {
-            // The job in the queue is another message's, whoever had the id first.
-            mine.asker = Asker::Repeat;
-            let record = Box::pin(admit::wait(dispatcher, incoming, &job, waiter)).await?;
-            Err(Stop::Settled(Box::new(record), Outcome::Repeated))
-        }
-        _ => Ok(()),
+    let arrival = if job.steps.is_some() && asker == Asker::Repeat { Arrival::Repeat } else { arrival };
+    if identity == Identity::Fresh || !admit::must_answer(incoming, arrival, asker) {
+        return Ok(());
     }
+    // The job in the queue is another message's, whoever had the id first.
+    mine.asker = Asker::Repeat;
+    let record = Box::pin(admit::wait(dispatcher, incoming, &job)).await?;
+    Err(Stop::Settled(Box::new(record), Outcome::Repeated))
 }

@@ -18,10 +18,11 @@ use runtime::sessions::Sessions;
 use runtime::{bus, config, telemetry};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio_util::sync::CancellationToken;
+use worker::metrics::{self, Meters};
 use worker::model::{Ask, Cancel, End, Engine, Event, Model, Prompt, Reading, Stats, Traits, Work};
 use worker::reader::{Reader, Stop};
 use worker::worker::{Now, fresh_name};
-use worker::{Config, Worker, memory, metrics, pull, queue, run};
+use worker::{Config, Worker, memory, pull, queue, run};
 
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
@@ -73,6 +74,7 @@ fn model(config: &Config) -> Result<Model> {
         modality: Modality::Text,
         tasks: vec![Task::Chat],
         traits: Traits::default(),
+        meters: Meters::of(&entry.name),
         engine: Arc::new(Noop),
     })
 }

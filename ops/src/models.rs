@@ -225,6 +225,7 @@ mod tests {
             slots_free: 1,
             slots: 1,
             step_seconds: 0.0,
+            answered: Vec::new(),
         }
     }
 

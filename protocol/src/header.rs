@@ -1,5 +1,7 @@
 //! Names of headers, and a small map of them that knows no client library.
 
+use std::borrow::Cow;
+
 /// `text/plain`, `application/json`, `application/msgpack`, or the type of raw media.
 pub const CONTENT_TYPE: &str = "Content-Type";
 /// Format of the answer, where it should differ from the request's.
@@ -64,7 +66,10 @@ pub const BYTES_MAX: usize = 8 * 1024;
 
 /// Headers in order. Lookup ignores case; the first of equal names counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Headers(Vec<(String, String)>);
+pub struct Headers(Vec<(Name, String)>);
+
+/// A name of our own is the constant itself.
+type Name = Cow<'static, str>;
 
 impl Headers {
     /// No headers.
@@ -74,13 +79,13 @@ impl Headers {
     }
 
     /// Adds one.
-    pub fn insert(&mut self, name: impl Into<String>, value: impl Into<String>) {
+    pub fn insert(&mut self, name: impl Into<Name>, value: impl Into<String>) {
         self.0.push((name.into(), value.into()));
     }
 
     /// The same, for building in one expression.
     #[must_use]
-    pub fn with(mut self, name: &str, value: impl ToString) -> Self {
+    pub fn with(mut self, name: impl Into<Name>, value: impl ToString) -> Self {
         self.insert(name, value.to_string());
         self
     }
@@ -92,8 +97,8 @@ impl Headers {
     }
 
     /// All of them, in order.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    pub fn iter(&self) -> impl Iterator<Item = (&Name, &str)> {
+        self.0.iter().map(|(name, value)| (name, value.as_str()))
     }
 
     /// How many.
@@ -111,6 +116,6 @@ impl Headers {
 
 impl FromIterator<(String, String)> for Headers {
     fn from_iter<T: IntoIterator<Item = (String, String)>>(pairs: T) -> Self {
-        Self(pairs.into_iter().collect())
+        Self(pairs.into_iter().map(|(name, value)| (name.into(), value)).collect())
     }
 }

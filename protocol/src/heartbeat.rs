@@ -35,6 +35,9 @@ pub struct Heartbeat {
     pub slots: u32,
     /// Mean duration of recent engine steps in seconds.
     pub step_seconds: f32,
+    /// Jobs that each of `models` answered since the start, in the same order; empty where it does not say so.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub answered: Vec<u64>,
 }
 
 /// A model in a worker's memory.

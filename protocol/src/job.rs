@@ -12,6 +12,9 @@ use crate::pipeline::Steps;
 use crate::request::{Format, Mode, Params, Part, Priority, Task};
 use crate::token::{SessionId, Token};
 
+/// Most jobs have room in this beside their input.
+const ROOM: usize = 1024;
+
 /// The version of a job without steps: every release reads it.
 pub const PLAIN_VERSION: u32 = 1;
 
@@ -122,7 +125,9 @@ impl Job {
     /// As it stands in the queue.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        rmp_serde::to_vec_named(self).expect("a job always encodes").into()
+        let mut bytes = Vec::with_capacity(self.input.iter().map(Part::bytes).sum::<usize>() + ROOM);
+        rmp_serde::encode::write_named(&mut bytes, self).expect("a job always encodes");
+        bytes.into()
     }
 
     /// Reads a job; one of a newer major version is refused.

@@ -4,13 +4,15 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::WIRE_VERSION;
-use crate::answer::{Answer, CacheOutcome, Given};
+use crate::answer::{Answer, Given};
 use crate::error::{ErrorCode, Refusal};
-use crate::header::{self, Headers};
 use crate::job::Job;
 use crate::malformed::unquoted;
 use crate::request::{Format, Part};
 use crate::token::{SessionId, Token};
+
+/// Most records have room in this.
+const ROOM: usize = 1024;
 
 /// How a job ended. Sessions and caches can be rebuilt from it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -43,33 +45,6 @@ pub enum End {
     Done(Answer),
     /// With a code.
     Failed(Refusal),
-}
-
-/// What every dispatcher is told of a record as it is stored: who waits for it reads it then.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ended {
-    /// Which job.
-    pub job: Token,
-    /// Whose.
-    pub tenant: Token,
-    /// How.
-    pub how: How,
-}
-
-/// How a job ended, without what it gave.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum How {
-    /// Well.
-    Done {
-        /// The model that answered.
-        model: String,
-        /// Whether it had to compute.
-        cache: CacheOutcome,
-    },
-    /// With a code.
-    Failed,
-    /// Whoever stored it does not say.
-    Unsaid,
 }
 
 /// A turn of a session: what was asked and, where it went well, what was answered.
@@ -114,51 +89,14 @@ impl Record {
     /// As it stands in RESULTS.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        rmp_serde::to_vec_named(self).expect("a record always encodes").into()
+        let mut bytes = Vec::with_capacity(ROOM);
+        rmp_serde::encode::write_named(&mut bytes, self).expect("a record always encodes");
+        bytes.into()
     }
 
     /// Reads a record.
     pub fn decode(bytes: &[u8]) -> Result<Record, Refusal> {
         rmp_serde::from_slice(bytes).map_err(|error| malformed("result record", &error))
-    }
-
-    /// What its message says beside it: see [`Ended::read`].
-    #[must_use]
-    pub fn headers(&self) -> Headers {
-        match &self.end {
-            End::Done(answer) => Headers::new()
-                .with(header::STATUS, header::DONE)
-                .with(header::MODEL, &answer.model)
-                .with(header::CACHE, answer.cache.as_str()),
-            End::Failed(_) => Headers::new().with(header::STATUS, header::FAILED),
-        }
-    }
-}
-
-impl Ended {
-    /// Reads it from the headers of a job's record, of which `said` gives one by its name.
-    #[must_use]
-    pub fn read<'a>((tenant, job): (Token, Token), said: impl Fn(&'static str) -> Option<&'a str>) -> Self {
-        let done = || {
-            let model = said(header::MODEL)?.to_owned();
-            Some(How::Done { model, cache: CacheOutcome::parse(said(header::CACHE)?)? })
-        };
-        let how = match said(header::STATUS) {
-            Some(header::DONE) => done(),
-            Some(header::FAILED) => Some(How::Failed),
-            _ => None,
-        };
-        Self { job, tenant, how: how.unwrap_or(How::Unsaid) }
-    }
-}
-
-impl From<&Record> for Ended {
-    fn from(record: &Record) -> Self {
-        let how = match &record.end {
-            End::Done(answer) => How::Done { model: answer.model.clone(), cache: answer.cache },
-            End::Failed(_) => How::Failed,
-        };
-        Self { job: record.job.clone(), tenant: record.tenant.clone(), how }
     }
 }
 
@@ -198,52 +136,4 @@ impl IdRecord {
 
 fn malformed(what: &str, error: &rmp_serde::decode::Error) -> Refusal {
     Refusal::new(ErrorCode::Internal, format!("{what}: {}", unquoted(error)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::answer::{Finish, Usage};
-
-    fn record(end: End) -> Record {
-        Record {
-            version: WIRE_VERSION,
-            job: Token::parse("job", "j").unwrap(),
-            tenant: Token::default_tenant(),
-            format: Format::Raw,
-            settled_ms: 1,
-            end,
-            session: None,
-            cache_key: None,
-        }
-    }
-
-    #[test]
-    fn headers_say_how_a_job_ended() {
-        let answer = Answer {
-            job: Token::parse("job", "j").unwrap(),
-            model: "m".into(),
-            task: "chat".into(),
-            output: Vec::new(),
-            finish_reason: Finish::Stop,
-            usage: Usage::default(),
-            cache: CacheOutcome::Hit,
-            steps: Vec::new(),
-        };
-        let failed = End::Failed(Refusal::new(ErrorCode::Internal, ""));
-        for record in [record(End::Done(answer)), record(failed)] {
-            let key = (record.tenant.clone(), record.job.clone());
-            let headers = record.headers();
-            assert_eq!(Ended::read(key, |name| headers.get(name)), Ended::from(&record));
-        }
-    }
-
-    #[test]
-    fn what_headers_do_not_say_is_unsaid() {
-        let key = || (Token::default_tenant(), Token::parse("job", "j").unwrap());
-        let read = |headers: Headers| Ended::read(key(), |name| headers.get(name)).how;
-        assert_eq!(read(Headers::new()), How::Unsaid);
-        assert_eq!(read(Headers::new().with(header::STATUS, header::DONE)), How::Unsaid, "of which model?");
-        assert_eq!(read(Headers::new().with(header::STATUS, header::FAILED)), How::Failed);
-    }
 }

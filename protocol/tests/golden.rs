@@ -296,9 +296,14 @@ fn records_and_heartbeats() {
         slots_free: 3,
         slots: 4,
         step_seconds: 0.125,
+        answered: Vec::new(),
     };
     check("heartbeat.msgpack", &heartbeat.encode());
     assert_eq!(Heartbeat::decode(&heartbeat.encode()).unwrap(), heartbeat);
+
+    let counting = Heartbeat { answered: vec![7], ..heartbeat };
+    check("heartbeat.answered.msgpack", &counting.encode());
+    assert_eq!(Heartbeat::decode(&counting.encode()).unwrap(), counting);
 }
 
 #[test]

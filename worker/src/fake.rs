@@ -18,6 +18,7 @@ use protocol::token::Token;
 use protocol::{ErrorCode, Refusal, WIRE_VERSION};
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::metrics::Meters;
 use crate::model::{Ask, Cancel, End, Engine, Event, Life, Long, Model, Prompt, Reading, Stats, Traits, Work};
 use crate::reader::Stop;
 
@@ -267,6 +268,7 @@ pub fn model_on(engine: Arc<Fake>) -> Model {
         modality: Modality::Text,
         tasks: vec![Task::Chat, Task::Complete],
         traits: Traits::default(),
+        meters: Meters::of(MODEL),
         engine,
     }
 }
@@ -287,7 +289,8 @@ pub fn encoder(modality: Modality) -> Model {
         Modality::Audio => (vec![Task::Transcribe], Traits::default()),
     };
     let engine = Fake::new(Mood { step: Duration::ZERO, end: Ends::Well });
-    Model { loaded: loaded(&format!("{MODEL}-{}", modality.as_str())), modality, tasks, traits, engine }
+    let name = format!("{MODEL}-{}", modality.as_str());
+    Model { loaded: loaded(&name), modality, tasks, traits, meters: Meters::of(&name), engine }
 }
 
 /// A job for [`encoder`], of its first task: as JSON, whole.

@@ -100,6 +100,7 @@ pub async fn announce(worker: &Worker, state: State, busy: usize) {
         slots_free: count(worker.slots.saturating_sub(busy)),
         slots: count(worker.slots),
         step_seconds: steps.fold(0.0, f32::max),
+        answered: worker.models.iter().map(|model| model.meters.answered()).collect(),
     };
     let _ = worker.bus.client.publish(subject::heartbeat(&worker.name), beat.encode().into()).await;
 }

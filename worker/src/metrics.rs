@@ -1,8 +1,12 @@
 //! What the worker measures: names, labels, units and help, all of them here.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics::{
+    Counter, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+};
 
 const ADMITTED_AFTER: &str = "flotilla_queue_wait_seconds";
 const FIRST_TOKEN: &str = "flotilla_time_to_first_token_seconds";
@@ -19,6 +23,9 @@ const ERRORS: &str = "flotilla_errors_total";
 const RACES: &str = "flotilla_results_lost_races_total";
 const PULLS: &str = "flotilla_pulls_overdue_total";
 const ENGINE_JOBS: &str = "flotilla_engine_jobs";
+
+/// How a job ends that has an answer; others end by an error code.
+const DONE: &str = "done";
 
 /// Says what each of them is; once, at start.
 pub fn describe() {
@@ -39,33 +46,82 @@ pub fn describe() {
     describe_gauge!(ENGINE_JOBS, "jobs in the engine");
 }
 
-/// A job is looked at for the first time.
-pub fn admitted(model: &str, waited: Duration) {
-    histogram!(ADMITTED_AFTER, "model" => model.to_owned()).record(waited);
+/// What is measured of every job of a model, looked up once: that takes longer than to count.
+#[derive(Clone)]
+pub struct Meters {
+    model: String,
+    waited: Histogram,
+    first_token: Histogram,
+    between_tokens: Histogram,
+    done: (Counter, Histogram),
+    answered: Arc<AtomicU64>,
+}
+
+impl Meters {
+    /// Those of one model.
+    #[must_use]
+    pub fn of(model: &str) -> Self {
+        let of_model = |name| histogram!(name, "model" => model.to_owned());
+        Self {
+            model: model.to_owned(),
+            waited: of_model(ADMITTED_AFTER),
+            first_token: of_model(FIRST_TOKEN),
+            between_tokens: of_model(BETWEEN_TOKENS),
+            done: ended(model, DONE),
+            answered: Arc::default(),
+        }
+    }
+
+    /// A job is looked at for the first time.
+    pub fn admitted(&self, waited: Duration) {
+        self.waited.record(waited);
+    }
+
+    /// The first text of an answer.
+    pub fn first_token(&self, after: Duration) {
+        self.first_token.record(after);
+    }
+
+    /// One more piece of an answer.
+    pub fn token(&self, after: Duration) {
+        self.between_tokens.record(after);
+    }
+
+    /// A job has its answer.
+    pub fn done(&self, took: Duration) {
+        self.answered.fetch_add(1, Ordering::Relaxed);
+        count((&self.done.0, &self.done.1), took);
+    }
+
+    /// Jobs that have theirs.
+    #[must_use]
+    pub fn answered(&self) -> u64 {
+        self.answered.load(Ordering::Relaxed)
+    }
+
+    /// A job is over without one.
+    pub fn failed(&self, code: &'static str, took: Duration) {
+        let (jobs, durations) = ended(&self.model, code);
+        count((&jobs, &durations), took);
+        counter!(ERRORS, "code" => code).increment(1);
+    }
+}
+
+fn ended(model: &str, outcome: &'static str) -> (Counter, Histogram) {
+    (
+        counter!(JOBS, "model" => model.to_owned(), "outcome" => outcome),
+        histogram!(JOB, "model" => model.to_owned(), "outcome" => outcome),
+    )
+}
+
+fn count((jobs, durations): (&Counter, &Histogram), took: Duration) {
+    jobs.increment(1);
+    durations.record(took);
 }
 
 /// A job was delivered before.
 pub fn redelivered() {
     counter!(REDELIVERED).increment(1);
-}
-
-/// The first text of an answer.
-pub fn first_token(model: &str, after: Duration) {
-    histogram!(FIRST_TOKEN, "model" => model.to_owned()).record(after);
-}
-
-/// One more piece of an answer.
-pub fn token(model: &str, after: Duration) {
-    histogram!(BETWEEN_TOKENS, "model" => model.to_owned()).record(after);
-}
-
-/// A job is over: `outcome` is `done` or an error code.
-pub fn settled(model: &str, outcome: &'static str, took: Duration) {
-    counter!(JOBS, "model" => model.to_owned(), "outcome" => outcome).increment(1);
-    histogram!(JOB, "model" => model.to_owned(), "outcome" => outcome).record(took);
-    if outcome != "done" {
-        counter!(ERRORS, "code" => outcome).increment(1);
-    }
 }
 
 /// A job is a dead letter. `reason` is one of few words.

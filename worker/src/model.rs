@@ -16,6 +16,7 @@ use protocol::media::Modality;
 use protocol::request::{Role, Task};
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::metrics::Meters;
 use crate::reader::Stop;
 
 /// A model in memory, with the engine that runs it.
@@ -29,6 +30,8 @@ pub struct Model {
     pub tasks: Vec<Task>,
     /// What its outputs look like.
     pub traits: Traits,
+    /// What is measured of its jobs.
+    pub meters: Meters,
     /// What runs it.
     pub engine: Arc<dyn Engine>,
 }

@@ -26,6 +26,7 @@ use sha2::{Digest, Sha256};
 use crate::config::{self, Config, Device};
 use crate::error::Error;
 use crate::memory::{self, Fit, Part, Store};
+use crate::metrics::Meters;
 use crate::model::{Cancel, Engine, Model, Traits};
 use crate::reader::MediaBudget;
 use crate::team::Team;
@@ -296,6 +297,7 @@ impl Book<'_> {
             modality: entry.modality,
             tasks: entry.tasks.clone(),
             traits,
+            meters: Meters::of(&entry.name),
             engine,
         }
     }

@@ -231,7 +231,8 @@ impl Work {
     }
 
     fn serve(&mut self, delivery: Arc<Delivery>) {
-        self.tasks.spawn(serve::serve(Arc::clone(&self.worker), delivery));
+        // In a box, since a task is moved some eight times before it runs, and a walk is large.
+        self.tasks.spawn(Box::pin(serve::serve(Arc::clone(&self.worker), delivery)));
     }
 
     fn decline(&mut self, delivery: Arc<Delivery>) {

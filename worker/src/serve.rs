@@ -13,7 +13,7 @@ use tracing::Instrument;
 
 use crate::admit::{Admission, Order, admit, cancelled};
 use crate::delivery::{Delivery, Hand, Phase};
-use crate::metrics;
+use crate::metrics::{self, Meters};
 use crate::model::{Cancel, End, Event, Model};
 use crate::outcome::{Attempt, Case, Ending, Outcome, Why, late, outcome};
 use crate::output::{Form, unsaid};
@@ -97,7 +97,7 @@ async fn walk(worker: &Worker, delivery: &Delivery) {
 /// Runs the job in the engine and streams what comes.
 async fn compute(worker: &Worker, delivery: &Delivery, job: &Job, order: Order<'_>, reply: &mut Reply<'_>) -> Ending {
     let model = &worker.models[delivery.model];
-    metrics::admitted(&job.model, since(job.accepted_ms));
+    model.meters.admitted(since(job.accepted_ms));
     let Order { work, form, usage, room: _room, seat: _seat } = order;
     delivery.enter(Phase::Computing);
     let (events_in, events) = unbounded_channel();
@@ -107,7 +107,7 @@ async fn compute(worker: &Worker, delivery: &Delivery, job: &Job, order: Order<'
     }
     let running = Running { model, key };
     reply.accepted().await;
-    let mut telling = Telling { job, form, reply };
+    let mut telling = Telling { job, meters: &model.meters, form, reply };
     let end = listen(worker, delivery, &running, Feed { events, ahead: None }, &mut telling).await;
     telling.ending(end, usage).await
 }
@@ -193,6 +193,7 @@ impl Feed {
 /// What comes from the engine, on its way to the client.
 struct Telling<'t, 'r> {
     job: &'t Job,
+    meters: &'t Meters,
     form: Form,
     reply: &'t mut Reply<'r>,
 }
@@ -202,8 +203,8 @@ impl Telling<'_, '_> {
     async fn chunk(&mut self, text: String, last: &mut Option<Instant>) -> Pace {
         let Some(text) = self.form.chunk(self.reply.text(), text) else { return Pace::Flowing };
         match last {
-            None => metrics::first_token(&self.job.model, since(self.job.accepted_ms)),
-            Some(last) => metrics::token(&self.job.model, last.elapsed()),
+            None => self.meters.first_token(since(self.job.accepted_ms)),
+            Some(last) => self.meters.token(last.elapsed()),
         }
         *last = Some(Instant::now());
         self.reply.chunk(text).await

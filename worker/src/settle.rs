@@ -151,11 +151,11 @@ impl Written {
 async fn store(worker: &Worker, delivery: &Delivery, Written { record, bytes }: Written) -> Result<Record, InVain> {
     match retry(worker, delivery, || records::store_encoded(&worker.bus, &record, bytes.clone())).await? {
         Stored::Created => {
-            let outcome = match &record.end {
-                End::Done(_) => "done",
-                End::Failed(refusal) => refusal.code.as_str(),
-            };
-            metrics::settled(&worker.models[delivery.model].loaded.name, outcome, delivery.received.elapsed());
+            let (meters, took) = (&worker.models[delivery.model].meters, delivery.received.elapsed());
+            match &record.end {
+                End::Done(_) => meters.done(took),
+                End::Failed(refusal) => meters.failed(refusal.code.as_str(), took),
+            }
             Ok(record)
         }
         Stored::Existed(other) => {
@@ -185,14 +185,25 @@ pub async fn finish(worker: &Worker, delivery: &Delivery, record: &Record, reply
         // No other delivery would do better, and a rebuild from the records may.
         tracing::error!(job = %record.job, %error, "the session cannot be written");
     }
-    if let (End::Done(answer), Some(key)) = (&record.end, &record.cache_key)
-        && let Err(error) = worker.responses.put(key, answer).await
-    {
-        tracing::debug!(job = %record.job, %error, "the answer could not be cached");
+    if let Err(error) = tell_cache(worker, delivery, record).await {
+        tracing::debug!(job = %record.job, %error, "the cache could not be told");
     }
     match reply {
         Some(reply) => say_and_ack(worker, delivery, record, reply).await,
         None => ack(worker, delivery).await,
+    }
+}
+
+/// An answer takes the place of the lease under which it was computed; where there is none, others may compute.
+async fn tell_cache(worker: &Worker, delivery: &Delivery, record: &Record) -> Result<(), runtime::Error> {
+    let leased = || delivery.job.as_ref().ok()?.cache_key.as_ref();
+    match (&record.end, &record.cache_key) {
+        (End::Done(answer), Some(key)) => worker.responses.put(key, answer).await,
+        (End::Done(_), None) => Ok(()),
+        (End::Failed(_), _) => match leased() {
+            Some(key) => worker.responses.release(key, &record.job).await,
+            None => Ok(()),
+        },
     }
 }
 

@@ -107,7 +107,8 @@ impl Desk {
         match self.slots.take(message.payload.len()) {
             Some(slot) => {
                 let desk = Arc::clone(self);
-                self.tasks.spawn(async move { desk.handle(message, slot).await });
+                // In a box, since a task is moved some eight times before it runs, and a walk is large.
+                self.tasks.spawn(Box::pin(async move { desk.handle(message, slot).await }));
             }
             None => {
                 self.counts.decided(Duration::ZERO);

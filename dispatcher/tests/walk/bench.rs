@@ -118,6 +118,7 @@ async fn beat(bus: Bus) {
             slots_free: 1,
             slots: 1,
             step_seconds: 0.0,
+            answered: Vec::new(),
         };
         bus.client.publish(subject::heartbeat(&worker), heartbeat.encode().into()).await.unwrap();
         tokio::time::sleep(Duration::from_millis(500)).await;

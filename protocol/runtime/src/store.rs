@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use redis::{Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, RedisResult, ScriptInvocation};
+use redis::{Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, ScriptInvocation};
 use tracing::{info, warn};
 
 use crate::Error;
@@ -73,11 +73,6 @@ impl Store {
         self.health.bounded(command.query_async(&mut self.manager.clone())).await
     }
 
-    /// One after the other, with nothing of this client between them.
-    pub(crate) async fn pipe<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, Error> {
-        self.health.bounded(commands.query_async(&mut self.manager.clone())).await
-    }
-
     pub(crate) async fn run<T: FromRedisValue>(&self, script: &ScriptInvocation<'_>) -> Result<T, Error> {
         self.health.bounded(script.invoke_async(&mut self.manager.clone())).await
     }
@@ -100,10 +95,7 @@ impl Health {
 }
 
 fn failure(error: RedisError) -> Error {
-    // Of commands in a pipe each may have failed; the first that did says why.
-    let first = error.clone().into_server_errors();
-    let code = first.as_ref().and_then(|failed| failed.first()).map(|(_, failed)| failed.code());
-    match (error.kind(), code) {
+    match (error.kind(), error.code()) {
         // Ours say CORRUPT, the server's own WRONGTYPE: a key that is not what it should be.
         (_, Some("WRONGTYPE" | "CORRUPT")) => Error::Corrupt(error.to_string()),
         (_, Some("OOM")) => Error::Full(error.to_string()),

@@ -108,9 +108,14 @@ impl Trace {
     /// Reads a `traceparent`; a malformed one is `None`.
     #[must_use]
     pub fn parse(traceparent: &str) -> Option<Self> {
-        let hex = |text: &str, length: usize| {
-            let lower = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-            (text.len() == length && text.bytes().all(lower)).then(|| u128::from_str_radix(text, 16).ok()).flatten()
+        let digit = |byte: u8| match byte {
+            b'0'..=b'9' => Some(byte - b'0'),
+            b'a'..=b'f' => Some(byte - b'a' + 10),
+            _ => None,
+        };
+        let hex = |text: &str, length: usize| match text.len() {
+            found if found != length => None,
+            _ => text.bytes().try_fold(0_u128, |number, byte| Some(number << 4 | u128::from(digit(byte)?))),
         };
         let mut fields = traceparent.trim().split('-');
         let version = hex(fields.next()?, 2)?;

@@ -2,16 +2,27 @@
 
 use std::time::Duration;
 
+use protocol::request::Priority;
+use protocol::token::Token;
 use runtime::Error;
-use runtime::cache::{Found, Lease, Responses};
+use runtime::cache::{Claim, Found, Lease, Responses};
 use tests::servers::RedisServer;
 use tests::wait::until;
 
 use crate::setup::{answer, job, redis};
 
-/// Asks for `k`, under the lease of the same name.
+/// Asks for `k`.
 async fn ask(cache: &Responses, name: &str) -> Result<Found, Error> {
-    cache.enter("k", "k", &job(name)).await
+    ask_as(cache, name, Priority::Standard).await
+}
+
+async fn ask_as(cache: &Responses, name: &str, priority: Priority) -> Result<Found, Error> {
+    cache.enter("k", &Claim { job: job(name), priority }).await
+}
+
+/// Whether the lease of `k` is still this job's.
+async fn renew(cache: &Responses, job: &Token) -> bool {
+    cache.renew(&[("other", job), ("k", job)]).await.unwrap() == [false, true]
 }
 
 #[tokio::test]
@@ -36,11 +47,29 @@ async fn what_is_no_answer_counts_as_absent() {
     let mut raw = client.get_multiplexed_async_connection().await.unwrap();
     let () = redis::cmd("SET").arg("answer:k").arg("garbage").query_async(&mut raw).await.unwrap();
     let () = redis::cmd("RPUSH").arg("answer:l").arg("list").query_async(&mut raw).await.unwrap();
+    let claim = Claim { job: job("a"), priority: Priority::Standard };
     for key in ["k", "l"] {
-        assert_eq!(cache.enter(key, key, &job("a")).await.unwrap(), Found::Lease(Lease::Taken));
-        let left: u64 = redis::cmd("EXISTS").arg(format!("answer:{key}")).query_async(&mut raw).await.unwrap();
-        assert_eq!(left, 0);
+        assert_eq!(cache.enter(key, &claim).await.unwrap(), Found::Lease(Lease::Taken));
+        let stands: String = redis::cmd("GET").arg(format!("answer:{key}")).query_async(&mut raw).await.unwrap();
+        assert_eq!(stands, "lease/a/standard");
     }
+}
+
+#[tokio::test]
+async fn who_is_more_urgent_waits_for_nobody_slower() {
+    let server = RedisServer::start();
+    let cache = Responses::new(&redis(&server)).unwrap();
+    let held = |name| Found::Lease(Lease::Held { job: job(name) });
+    assert_eq!(ask_as(&cache, "slow", Priority::Batch).await.unwrap(), Found::Lease(Lease::Taken));
+    assert_eq!(ask_as(&cache, "urgent", Priority::Interactive).await.unwrap(), Found::Lease(Lease::Taken));
+    assert!(!renew(&cache, &job("slow")).await, "it is another's now");
+    assert_eq!(ask_as(&cache, "equal", Priority::Interactive).await.unwrap(), held("urgent"));
+    assert_eq!(ask_as(&cache, "slower", Priority::Standard).await.unwrap(), held("urgent"));
+    let truth = answer("slow", "x");
+    cache.put("k", &truth).await.unwrap();
+    cache.release("k", &job("urgent")).await.unwrap();
+    assert!(!renew(&cache, &job("urgent")).await, "an answer stands in the place of the lease");
+    assert_eq!(ask_as(&cache, "late", Priority::Batch).await.unwrap(), Found::Answer(Box::new(truth)));
 }
 
 #[tokio::test]
@@ -52,18 +81,18 @@ async fn one_holds_the_lease_until_it_gives_it_up() {
     assert_eq!(ask(&cache, "a").await.unwrap(), Found::Lease(Lease::Taken));
     let client = redis::Client::open(server.url()).unwrap();
     let mut raw = client.get_multiplexed_async_connection().await.unwrap();
-    let () = redis::cmd("PEXPIRE").arg("lease:k").arg(5_000).query_async(&mut raw).await.unwrap();
+    let () = redis::cmd("PEXPIRE").arg("answer:k").arg(5_000).query_async(&mut raw).await.unwrap();
     assert_eq!(ask(&cache, "a").await.unwrap(), Found::Lease(Lease::Taken), "it has it already");
-    let left: i64 = redis::cmd("PTTL").arg("lease:k").query_async(&mut raw).await.unwrap();
+    let left: i64 = redis::cmd("PTTL").arg("answer:k").query_async(&mut raw).await.unwrap();
     assert!(left > 5_000, "{left}: it has it anew");
     assert_eq!(ask(&cache, "b").await.unwrap(), held);
-    assert!(cache.renew("k", &first).await.unwrap());
-    assert!(!cache.renew("k", &second).await.unwrap());
+    assert!(renew(&cache, &first).await);
+    assert!(!renew(&cache, &second).await);
     cache.release("k", &second).await.unwrap();
     assert_eq!(ask(&cache, "b").await.unwrap(), held);
     cache.release("k", &first).await.unwrap();
     assert_eq!(ask(&cache, "b").await.unwrap(), Found::Lease(Lease::Taken));
-    assert!(!cache.renew("k", &first).await.unwrap());
+    assert!(!renew(&cache, &first).await);
 }
 
 #[tokio::test]

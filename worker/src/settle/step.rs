@@ -21,7 +21,6 @@ use runtime::{clock, records};
 
 use super::{InVain, RECORD_SPARE_BYTES, ack, later, retry};
 use crate::delivery::Delivery;
-use crate::metrics;
 use crate::outcome::{Attempt, Case};
 use crate::worker::Worker;
 
@@ -38,7 +37,7 @@ pub(super) async fn give(worker: &Worker, delivery: &Delivery, job: &Job, answer
     }
     match retry(worker, delivery, || records::store_step(&worker.bus, &record)).await {
         Ok(()) => {
-            metrics::settled(&worker.models[delivery.model].loaded.name, "done", delivery.received.elapsed());
+            worker.models[delivery.model].meters.done(delivery.received.elapsed());
             ack(worker, delivery).await;
         }
         Err(InVain::Full) => later(worker, delivery, Attempt::Forgiven, case).await,

@@ -3,6 +3,7 @@
 mod apply;
 mod publish;
 
+use std::borrow::Cow;
 use std::str::FromStr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -175,11 +176,21 @@ pub fn headers_in(headers: &HeaderMap) -> Headers {
 pub fn headers_out(headers: &Headers) -> HeaderMap {
     let mut map = HeaderMap::new();
     for (name, value) in headers.iter() {
-        if let (Ok(name), Ok(value)) = (HeaderName::from_str(name), HeaderValue::from_str(value)) {
+        let name = match name {
+            // A constant is not copied, and so not looked at by the library.
+            Cow::Borrowed(ours) if is_header_name(ours) => Some(HeaderName::from_static(ours)),
+            Cow::Borrowed(_) => None,
+            Cow::Owned(name) => HeaderName::from_str(name).ok(),
+        };
+        if let (Some(name), Ok(value)) = (name, HeaderValue::from_str(value)) {
             map.append(name, value);
         }
     }
     map
+}
+
+fn is_header_name(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':')
 }
 
 /// Sends a frame to a client: a core publish, no wait beyond the connection's own backpressure.

@@ -4,7 +4,7 @@ use protocol::request::{Content, Params, Part, Task};
 use protocol::token::Token;
 
 /// Changes whenever the same parts must give another key.
-const VERSION: &str = "flotilla answer key 2";
+const VERSION: &str = "flotilla answer key 3";
 
 /// All that an answer depends on. The format of the reply is not part of it.
 #[derive(Clone, Copy, Debug)]
@@ -29,7 +29,7 @@ pub struct KeyParts<'a> {
 #[must_use]
 pub fn cache_key(parts: &KeyParts<'_>) -> String {
     let KeyParts { tenant, model, digest, precision, task, params, input } = *parts;
-    let mut key = Fields(blake3::Hasher::new());
+    let mut key = Fields::default();
     key.text(VERSION).text(tenant.as_str()).text(model).text(digest).text(precision).text(task.as_str());
     add_params(&mut key, params);
     key.number(input.len() as u64);
@@ -40,7 +40,7 @@ pub fn cache_key(parts: &KeyParts<'_>) -> String {
             Content::Media { modality, mime, data } => key.text(modality.as_str()).text(mime).bytes(&data.0),
         };
     }
-    key.0.finalize().to_hex().to_string()
+    key.hash()
 }
 
 /// Every field by name, so that a new one cannot be forgotten.
@@ -80,12 +80,30 @@ fn add_params(key: &mut Fields, params: &Params) {
 }
 
 /// Fields with their lengths, so that no two lists of fields give the same bytes.
-struct Fields(blake3::Hasher);
+#[derive(Default)]
+struct Fields {
+    hasher: blake3::Hasher,
+    /// Not hashed yet: many fields are shorter than what a hash takes at once.
+    short: Vec<u8>,
+}
+
+/// Fields that are longer are hashed where they are.
+const SHORT: usize = 1024;
 
 impl Fields {
     fn bytes(&mut self, bytes: &[u8]) -> &mut Self {
-        self.0.update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
+        self.short.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+        if bytes.len() <= SHORT {
+            self.short.extend_from_slice(bytes);
+        } else {
+            self.hasher.update(&self.short).update(bytes);
+            self.short.clear();
+        }
         self
+    }
+
+    fn hash(mut self) -> String {
+        self.hasher.update(&self.short).finalize().to_hex().to_string()
     }
 
     fn text(&mut self, text: &str) -> &mut Self {

@@ -1,6 +1,8 @@
-//! Answers by what they depend on, and the lease by which only one job of the fleet computes each.
+//! Answers by what they depend on, and the lease by which only one job of the fleet computes each. Both stand in one place:
+//! a lease until there is an answer, so that one command finds either and takes the place where it is free.
 
 mod key;
+mod lease;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +16,7 @@ use crate::store::Store;
 use crate::{Error, clock};
 
 pub use key::{KeyParts, cache_key};
+pub use lease::Claim;
 
 /// How long an answer is kept, plus up to [`TTL_SPREAD`].
 const TTL_LEAST: Duration = Duration::from_secs(24 * 60 * 60 * 9 / 10);
@@ -53,6 +56,7 @@ pub struct Responses {
 }
 
 struct Scripts {
+    take_over: Script,
     renew: Script,
     release: Script,
 }
@@ -61,6 +65,7 @@ impl Responses {
     /// Does not wait for Redis.
     pub fn new(redis: &Redis) -> Result<Self, Error> {
         let scripts = Scripts {
+            take_over: Script::new(include_str!("take_over.lua")),
             renew: Script::new(include_str!("renew.lua")),
             release: Script::new(include_str!("release.lua")),
         };
@@ -73,83 +78,73 @@ impl Responses {
         self.store.healthy()
     }
 
-    /// The answer where there is one; else asks to be the job that computes it, for [`LEASE`]. The holder that asks
-    /// again has it. Bytes that are no answer are dropped and count as absent.
-    pub async fn enter(&self, key: &str, lease: &str, job: &Token) -> Result<Found, Error> {
-        let (answer, holder) = match self.ask(key, lease, job).await {
-            Err(Error::Corrupt(_)) => (Some(Vec::new()), None),
-            other => other?,
-        };
-        let Some(bytes) = answer else { return self.held(holder, lease, job).await };
-        match rmp_serde::from_slice(&bytes) {
-            Ok(answer) => Ok(Found::Answer(Box::new(answer))),
-            Err(error) => {
-                tracing::warn!(key, %error, "a cached answer that cannot be read is dropped");
-                let () = self.store.query(redis::cmd("DEL").arg(answer_key(key))).await?;
-                let (_, holder) = self.ask(key, lease, job).await?;
-                self.held(holder, lease, job).await
+    /// The answer where there is one; else asks to be the job that computes it, for [`LEASE`]. The holder that asks again
+    /// has it, and so has who is more urgent than the holder: nobody waits for a slower lane. Bytes that are neither an
+    /// answer nor a lease are dropped and count as absent.
+    pub async fn enter(&self, key: &str, claim: &Claim) -> Result<Found, Error> {
+        loop {
+            let stands = match self.take(key, claim).await {
+                Ok(None) => return Ok(Found::Lease(Lease::Taken)),
+                Ok(Some(stands)) => stands,
+                Err(Error::Corrupt(_)) => Vec::new(),
+                Err(error) => return Err(error),
+            };
+            match Claim::read(&stands) {
+                Some(holder) if claim.waits_for(&holder) => return Ok(Found::Lease(Lease::Held { job: holder.job })),
+                Some(_) => {
+                    if self.take_over(key, &stands, claim).await? {
+                        return Ok(Found::Lease(Lease::Taken));
+                    }
+                }
+                None => match rmp_serde::from_slice(&stands) {
+                    Ok(answer) => return Ok(Found::Answer(Box::new(answer))),
+                    Err(error) => {
+                        tracing::warn!(key, %error, "a cached answer that cannot be read is dropped");
+                        let () = self.store.query(redis::cmd("DEL").arg(place(key))).await?;
+                    }
+                },
             }
         }
     }
 
-    /// The answer, and who held the lease; nobody, where it is the asker's now. In this order: whoever finds the lease free
-    /// finds the answer of the last one who had it. A lease that was taken beside an answer lapses, as that of a job that
-    /// gave one does: whoever follows either finds its record.
-    async fn ask(&self, key: &str, lease: &str, job: &Token) -> Result<(Option<Vec<u8>>, Option<String>), Error> {
-        let mut both = redis::pipe();
-        both.cmd("SET")
-            .arg(lease_key(lease))
-            .arg(job.as_str())
-            .arg("NX")
-            .arg("GET")
-            .arg("PX")
-            .arg(clock::millis(LEASE));
-        both.cmd("GET").arg(answer_key(key));
-        let (holder, answer) = self.store.pipe(&both).await?;
-        Ok((answer, holder))
+    /// Takes the place where it is free; else what stands there.
+    async fn take(&self, key: &str, claim: &Claim) -> Result<Option<Vec<u8>>, Error> {
+        let mut take = redis::cmd("SET");
+        take.arg(place(key)).arg(claim.written()).arg("NX").arg("GET").arg("PX").arg(clock::millis(LEASE));
+        self.store.query(&take).await
     }
 
-    /// Who has the lease: the asker, where nobody held it.
-    async fn held(&self, holder: Option<String>, lease: &str, job: &Token) -> Result<Found, Error> {
-        match holder {
-            None => Ok(Found::Lease(Lease::Taken)),
-            Some(own) if own == job.as_str() => {
-                self.renew(lease, job).await?;
-                Ok(Found::Lease(Lease::Taken))
-            }
-            Some(other) => {
-                let job = Token::parse("job", &other).map_err(|refusal| Error::Corrupt(refusal.message))?;
-                Ok(Found::Lease(Lease::Held { job }))
-            }
-        }
+    /// Takes the place of a lease that stands there; false where it does no more.
+    async fn take_over(&self, key: &str, lease: &[u8], claim: &Claim) -> Result<bool, Error> {
+        let script = &self.scripts.take_over;
+        self.store.run(script.key(place(key)).arg(lease).arg(claim.written()).arg(clock::millis(LEASE))).await
     }
 
-    /// Stores an answer for about a day.
+    /// Stores an answer for about a day, whoever has the lease.
     pub async fn put(&self, key: &str, answer: &Answer) -> Result<(), Error> {
         let bytes = rmp_serde::to_vec_named(answer).map_err(|error| Error::Corrupt(error.to_string()))?;
         if bytes.len() > ANSWER_BYTES_MAX {
             return Ok(());
         }
         let ttl = TTL_LEAST + clock::jitter(TTL_SPREAD);
-        self.store.query(redis::cmd("SET").arg(answer_key(key)).arg(bytes).arg("PX").arg(clock::millis(ttl))).await
+        self.store.query(redis::cmd("SET").arg(place(key)).arg(bytes).arg("PX").arg(clock::millis(ttl))).await
     }
 
-    /// Keeps the lease for another [`LEASE`]; false where it is lost.
-    pub async fn renew(&self, key: &str, job: &Token) -> Result<bool, Error> {
-        let script = &self.scripts.renew;
-        self.store.run(script.key(lease_key(key)).arg(job.as_str()).arg(clock::millis(LEASE))).await
+    /// Keeps leases, each of a key and a job, for another [`LEASE`]; false for each that is lost, or has its answer.
+    pub async fn renew(&self, leases: &[(&str, &Token)]) -> Result<Vec<bool>, Error> {
+        let mut renew = self.scripts.renew.arg(clock::millis(LEASE));
+        for (key, job) in leases {
+            renew.key(place(key)).arg(job.as_str());
+        }
+        self.store.run(&renew).await
     }
 
     /// Gives the lease up, where it is still this job's.
     pub async fn release(&self, key: &str, job: &Token) -> Result<(), Error> {
-        self.store.run(self.scripts.release.key(lease_key(key)).arg(job.as_str())).await
+        self.store.run(self.scripts.release.key(place(key)).arg(job.as_str())).await
     }
 }
 
-fn answer_key(key: &str) -> String {
+fn place(key: &str) -> String {
     format!("answer:{key}")
-}
-
-fn lease_key(key: &str) -> String {
-    format!("lease:{key}")
 }

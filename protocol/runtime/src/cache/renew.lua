@@ -1,6 +1,14 @@
--- Keeps a lease that is still the job's. KEYS: lease. ARGV: job, ms. Returns 1 where it was.
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then
-  return 0
+-- Keeps the leases that are still their jobs'. KEYS: places. ARGV: ms, then the job of each place. Returns 1 for each that
+-- was, 0 for the others.
+local kept = {}
+for number, place in ipairs(KEYS) do
+  -- An answer may be long, a lease is short. What is no text is no lease.
+  local stands = redis.pcall('GETRANGE', place, 0, 127)
+  local job = type(stands) == 'string' and string.match(stands, '^lease/([^/]*)/')
+  kept[number] = 0
+  if job == ARGV[number + 1] then
+    redis.call('PEXPIRE', place, ARGV[1])
+    kept[number] = 1
+  end
 end
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
-return 1
+return kept

@@ -15,7 +15,7 @@ use protocol::{stream, subject};
 use crate::bus::{Expect, Publish, PublishFault, publish, publish_until};
 use crate::{Bus, Error, clock};
 
-pub use done::{Done, Waiter, watch_done, watch_done_with};
+pub use done::{Done, Waiter};
 
 /// How long a record is tried to be stored before its caller has to decide.
 const STORE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -41,7 +41,7 @@ pub async fn store_result(bus: &Bus, record: &Record) -> Result<Stored, Error> {
 /// The same, where the record's bytes are known.
 pub async fn store_encoded(bus: &Bus, record: &Record, body: Bytes) -> Result<Stored, Error> {
     let subject = subject::result(&record.tenant, &record.job);
-    match create_once(bus, stream::RESULTS, subject, (body, record.headers())).await? {
+    match create_once(bus, stream::RESULTS, subject, (body, Headers::new())).await? {
         Creation::Ours => Ok(Stored::Created),
         Creation::Theirs(bytes) => Ok(Stored::Existed(decode_record(&bytes)?)),
     }

@@ -237,8 +237,8 @@ impl<'a> Lock<'a> {
         let ttl = clock::millis(LOCK_TTL);
         let set: Option<String> =
             sessions.store.query(redis::cmd("SET").arg(LOCK).arg(&token).arg("NX").arg("PX").arg(ttl)).await?;
-        let renew = Script::new(include_str!("../cache/renew.lua"));
-        let release = Script::new(include_str!("../cache/release.lua"));
+        let renew = Script::new(include_str!("renew.lua"));
+        let release = Script::new(include_str!("release.lua"));
         Ok(set.map(|_| Self { sessions, token, renew, release }))
     }
 
