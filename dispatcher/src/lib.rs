@@ -5,7 +5,7 @@
 //! [`forward`] stores the job. Where several models answer one request, [`pipelines`] plans the steps, and [`steps`]
 //! queues each job when the one before is done. [`walk`] is the thread through them. The reply does not come back this way: workers
 //! answer clients themselves. What is answered here is refusals, repeats and cache hits ([`answer`]), and [`control`].
-//! [`fleet`] and [`pace`] hold what is known of the workers; [`run`] starts and stops it all.
+//! [`fleet`] holds what is known of the workers, [`pace`] says when to come back; [`run`] starts and stops it all.
 #![forbid(unsafe_code)]
 
 pub mod admit;
