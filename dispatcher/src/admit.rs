@@ -200,13 +200,8 @@ pub async fn wait(dispatcher: &Dispatcher, incoming: &mut Incoming, job: &Job) -
     let _place = dispatcher.waiting.try_acquire().map_err(|_| full_of_waiting())?;
     let _during = During::waiting();
     drop(incoming.slot.take());
-    let mut waiter = dispatcher.done.wait(&job.tenant, &job.id).await.map_err(|error| failed(&error))?;
-    // It may have come to its end before there was interest in it.
-    if let Ok(Some(record)) = records::result(&dispatcher.bus, &job.tenant, &job.id).await {
-        return Ok(record);
-    }
     tokio::select! {
-        record = waiter.record() => Ok(record),
+        record = dispatcher.done.record(&job.tenant, &job.id) => record.map_err(|error| failed(&error)),
         () = tokio::time::sleep(left(job)) => Err(late()),
         () = dispatcher.stopping.cancelled() => Err(stopping()),
     }

@@ -20,8 +20,10 @@ use crate::metrics;
 const WORKER_RETRY: Duration = Duration::from_secs(2);
 /// Most workers that are remembered.
 const WORKERS_MAX: usize = 16_384;
-/// How much the newest heartbeat counts in a rate: some five of them do.
-const NEWEST: f64 = 0.2;
+/// Over how long answers are counted, and how long the last of them says something of the next.
+const WINDOW: Duration = Duration::from_secs(5);
+/// See [`WINDOW`].
+const SILENCE: Duration = WINDOW.saturating_mul(2);
 /// Silence proves nothing until a heartbeat of everybody must have come.
 const UNPROVEN: Duration = INTERVAL.saturating_mul(2);
 
@@ -54,15 +56,40 @@ struct Serving {
     name: String,
     /// Jobs that it answered; `None` where the worker does not say.
     answered: Option<u64>,
-    /// Answers a second, once two heartbeats told; the newest count for [`NEWEST`].
-    rate: Option<f64>,
+    pace: Option<Pace>,
+}
+
+/// How fast a model answers of late.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    /// Answers a second.
+    rate: f64,
+    /// When there last were any.
+    last: Instant,
+}
+
+impl Pace {
+    /// `answers` more within `passed`, up to `now`; `None` once there was none for long.
+    fn after(before: Option<Self>, answers: u64, passed: Duration, now: Instant) -> Option<Self> {
+        // Heartbeats may come bunched.
+        let seconds = passed.max(INTERVAL / 2).as_secs_f64();
+        let newest = answers as f64 / seconds;
+        let known = before.filter(|pace| pace.stands(now));
+        let rate =
+            known.map_or(newest, |pace| pace.rate + (newest - pace.rate) * (seconds / WINDOW.as_secs_f64()).min(1.0));
+        let last = if answers > 0 { Some(now) } else { known.map(|pace| pace.last) };
+        last.map(|last| Self { rate, last })
+    }
+
+    fn stands(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.last) < SILENCE
+    }
 }
 
 impl Serving {
-    fn since(self, before: &Serving, seconds: f64) -> Self {
-        let newest = self.answered.zip(before.answered).map(|(now, then)| now.saturating_sub(then) as f64 / seconds);
-        let smooth = |newest: f64| before.rate.map_or(newest, |rate| rate + (newest - rate) * NEWEST);
-        Self { rate: newest.map(smooth), ..self }
+    fn since(self, before: &Serving, passed: Duration, now: Instant) -> Self {
+        let answers = self.answered.zip(before.answered).map(|(now, then)| now.saturating_sub(then));
+        Self { pace: answers.and_then(|answers| Pace::after(before.pace, answers, passed, now)), ..self }
     }
 }
 
@@ -70,11 +97,10 @@ impl Seen {
     fn new(heartbeat: &Heartbeat, before: Option<&Seen>, at: Instant) -> Self {
         let serving = |(number, model): (usize, &Loaded)| {
             let new =
-                Serving { name: model.name.clone(), answered: heartbeat.answered.get(number).copied(), rate: None };
-            let known = before.and_then(|seen| Some((seen.model(&new.name)?, at.checked_duration_since(seen.at)?)));
-            match known {
-                Some((before, passed)) if !passed.is_zero() => new.since(before, passed.as_secs_f64()),
-                _ => new,
+                Serving { name: model.name.clone(), answered: heartbeat.answered.get(number).copied(), pace: None };
+            match before.and_then(|seen| Some((seen.model(&new.name)?, seen.at))) {
+                Some((before, then)) => new.since(before, at.saturating_duration_since(then), at),
+                None => new,
             }
         };
         Self { models: heartbeat.models.iter().enumerate().map(serving).collect(), state: heartbeat.state, at }
@@ -148,7 +174,8 @@ impl Fleet {
     #[must_use]
     pub fn rate(&self, model: &str, now: Instant) -> f64 {
         let live = self.workers.values().filter(|seen| seen.live(now));
-        live.filter_map(|seen| seen.model(model)?.rate).sum()
+        let paces = live.filter_map(|seen| seen.model(model)?.pace);
+        paces.filter(|pace| pace.stands(now)).map(|pace| pace.rate).sum()
     }
 }
 
@@ -303,6 +330,22 @@ mod tests {
         assert!((fleet.rate("m", latest) - (8.0 + 2.0)).abs() < 1e-9, "a pause is not the end");
         assert!(fleet.rate("other", latest).abs() < 1e-9);
         assert!(fleet.rate("m", latest + EXPIRY).abs() < 1e-9);
+    }
+
+    #[test]
+    fn what_was_answered_long_ago_says_nothing_of_the_next() {
+        let start = Instant::now();
+        let pace = Pace::after(None, 10, INTERVAL, start).unwrap();
+        assert!((pace.rate - 10.0).abs() < 1e-9);
+        assert!(Pace::after(None, 0, INTERVAL, start).is_none(), "nobody asked yet");
+        let idle = Pace::after(Some(pace), 0, INTERVAL, start + INTERVAL).unwrap();
+        assert!((idle.rate - 8.0).abs() < 1e-9);
+        assert!(!idle.stands(start + SILENCE));
+        assert!(Pace::after(Some(idle), 0, INTERVAL, start + SILENCE).is_none());
+        let again = Pace::after(Some(idle), 3, INTERVAL, start + SILENCE).unwrap();
+        assert!((again.rate - 3.0).abs() < 1e-9);
+        let bunched = Pace::after(None, 5, Duration::ZERO, start).unwrap();
+        assert!((bunched.rate - 10.0).abs() < 1e-9);
     }
 
     #[test]

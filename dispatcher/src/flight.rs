@@ -1,8 +1,8 @@
 //! The response cache, and one computation at a time for each key over the whole fleet.
 //!
 //! Who takes the lease leads: its job is computed and its lease kept until the job ends, see [`crate::leases`]. Who finds
-//! it taken follows: waits for the leader's record, or for the lease to lapse. A leader's failure or cancel is never a
-//! follower's.
+//! it taken by an equal or a more urgent one follows: waits for the leader's record, or for the lease to lapse. A leader's
+//! failure or cancel is never a follower's.
 
 use std::time::Duration;
 
@@ -84,9 +84,9 @@ async fn look(dispatcher: &Dispatcher, key: &str, job: &Job) -> Look {
     let claim = Claim { job: job.id.clone(), priority: job.priority };
     match dispatcher.responses.enter(key, &claim).await {
         Ok(Found::Answer(answer)) => Look::Hit(answer),
-        Ok(Found::Lease(Lease::Taken)) => {
+        Ok(Found::Lease(Lease::Taken { from })) => {
             let whose = (job.tenant.clone(), job.id.clone());
-            Look::Lead(Some(dispatcher.leases.keep(key.to_owned(), whose, job.deadline_ms)))
+            Look::Lead(Some(dispatcher.leases.keep(key.to_owned(), from, whose, job.deadline_ms)))
         }
         Ok(Found::Lease(Lease::Held { job: leader })) => Look::Taken(leader),
         Err(error) => {
@@ -111,16 +111,12 @@ async fn follow(dispatcher: &Dispatcher, incoming: &mut Incoming, job: &Job, lea
     let _place = dispatcher.waiting.try_acquire().map_err(|_| admit::full_of_waiting())?;
     let _during = During::waiting();
     drop(incoming.slot.take());
-    let wait = async |job| dispatcher.done.wait(&incoming.tenant, job).await.map_err(|error| failed(&error));
-    let (mut leaders, mut own) = (wait(leader).await?, wait(&job.id).await?);
-    // The leader may have come to its end before there was interest in it.
-    if let Ok(Some(record)) = records::result(&dispatcher.bus, &job.tenant, leader).await {
-        return Ok(ended(dispatcher, job, record).await);
-    }
+    let own = async { Ok(dispatcher.done.wait(&job.tenant, &job.id).await?.record().await) };
+    let known = |record: Result<Record, runtime::Error>| record.map_err(|error| failed(&error));
     tokio::select! {
-        record = leaders.record() => Ok(ended(dispatcher, job, record).await),
+        record = dispatcher.done.record(&job.tenant, leader) => Ok(ended(dispatcher, job, known(record)?).await),
         // Somebody cancelled this job, or it was computed elsewhere.
-        record = own.record() => Err(Stop::Settled(Box::new(record), Outcome::Repeated)),
+        record = own => Err(Stop::Settled(Box::new(known(record)?), Outcome::Repeated)),
         () = tokio::time::sleep(admit::left(job)) => Err(admit::late().into()),
         () = dispatcher.stopping.cancelled() => Err(admit::stopping().into()),
         () = tokio::time::sleep(LOOK + clock::jitter(LOOK)) => Ok(Followed::Nothing),

@@ -1,6 +1,6 @@
 //! The leases of the jobs that this dispatcher queued, kept until each job's end. Nobody tells of that end: its answer takes
-//! the place of the lease, and a worker gives up the lease of a job that has none. So most are found ended when they are
-//! first due.
+//! the place of the lease, and a worker gives up the lease of a job that it could not answer. So most are found gone when
+//! they are first due; one that stands then though its job has a record is given up here.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use protocol::token::Token;
 use runtime::bus::Arrival;
-use runtime::cache::Responses;
+use runtime::cache::{Claim, Responses};
 use runtime::{Bus, clock, records};
 use tokio_util::task::TaskTracker;
 
@@ -39,6 +39,8 @@ pub struct Leases {
 struct Held {
     /// Of the answer that it stands for.
     answer: String,
+    /// Who had it before, and gets it back unless the job is queued.
+    from: Option<Claim>,
     /// Nobody computes after this, in milliseconds since 1970.
     deadline_ms: u64,
     renewed: Instant,
@@ -61,8 +63,8 @@ impl Leases {
 
     /// Keeps a lease that this job has just taken, until its end or its deadline, in milliseconds since 1970.
     #[must_use]
-    pub fn keep(self: &Arc<Self>, answer: String, key: Key, deadline_ms: u64) -> Lead {
-        let new = || Held { answer, deadline_ms, renewed: Instant::now(), leads: 0 };
+    pub fn keep(self: &Arc<Self>, answer: String, from: Option<Claim>, key: Key, deadline_ms: u64) -> Lead {
+        let new = || Held { answer, from, deadline_ms, renewed: Instant::now(), leads: 0 };
         self.held().entry(key.clone()).or_insert_with(new).leads += 1;
         Lead { leases: Arc::clone(self), key: Some(key) }
     }
@@ -139,9 +141,14 @@ impl Leases {
         if left.leads > 0 { None } else { held.remove(key) }
     }
 
-    fn give_up(self: &Arc<Self>, answer: String, job: Token) {
+    fn give_up(self: &Arc<Self>, Held { answer, from, .. }: Held, job: Token) {
         let leases = Arc::clone(self);
-        self.giving_up.spawn(async move { leases.release(&answer, &job).await });
+        self.giving_up.spawn(async move {
+            let Some(from) = from else { return leases.release(&answer, &job).await };
+            if let Err(error) = leases.responses.give_back(&answer, &job, &from).await {
+                tracing::debug!(%error, "a lease could not be given back, it lapses");
+            }
+        });
     }
 
     fn held(&self) -> MutexGuard<'_, HashMap<Key, Held>> {
@@ -166,7 +173,7 @@ impl Drop for Lead {
     fn drop(&mut self) {
         let Some(key) = self.key.take() else { return };
         if let Some(held) = self.leases.part(&key) {
-            self.leases.give_up(held.answer, key.1);
+            self.leases.give_up(held, key.1);
         }
     }
 }
@@ -174,11 +181,13 @@ impl Drop for Lead {
 #[cfg(test)]
 mod tests {
     use ::tests::servers::{NatsServer, RedisServer};
+    use protocol::WIRE_VERSION;
     use protocol::answer::{Answer, CacheOutcome, Finish, Usage};
-    use protocol::request::Priority;
+    use protocol::record::{End, Record};
+    use protocol::request::{Format, Priority};
     use runtime::bus;
-    use runtime::cache::{Claim, Found, Lease};
-    use runtime::config::{Nats, Redis};
+    use runtime::cache::{Found, Lease};
+    use runtime::config::{Nats, Redis, Streams};
 
     use super::*;
 
@@ -194,12 +203,15 @@ mod tests {
         (Token::default_tenant(), Token::parse("job", job).unwrap())
     }
 
+    fn claim(job: &str) -> Claim {
+        Claim { job: key(job).1, priority: Priority::Standard }
+    }
+
     /// Who has the lease of this place when this job asks for it.
     async fn holder(responses: &Responses, place: &str, job: &str) -> Token {
-        let claim = Claim { job: key(job).1, priority: Priority::Standard };
-        match responses.enter(place, &claim).await.unwrap() {
+        match responses.enter(place, &claim(job)).await.unwrap() {
             Found::Lease(Lease::Held { job }) => job,
-            Found::Lease(Lease::Taken) => key(job).1,
+            Found::Lease(Lease::Taken { .. }) => key(job).1,
             Found::Answer(_) => panic!("there is none"),
         }
     }
@@ -208,7 +220,7 @@ mod tests {
     async fn the_last_request_of_an_id_gives_its_lease_up() {
         let (_server, responses, leases) = start();
         assert_eq!(holder(&responses, "k", "a").await, key("a").1);
-        let lead = || leases.keep("k".to_owned(), key("a"), u64::MAX);
+        let lead = || leases.keep("k".to_owned(), None, key("a"), u64::MAX);
         let (first, second, third) = (lead(), lead(), lead());
         second.published(Arrival::Repeat);
         drop(third);
@@ -220,12 +232,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_lease_goes_back_to_whom_it_was_taken_from_unless_the_job_is_queued() {
+        let (_server, responses, leases) = start();
+        assert_eq!(holder(&responses, "k", "slow").await, key("slow").1);
+        let urgent = Claim { priority: Priority::Interactive, ..claim("urgent") };
+        let Found::Lease(Lease::Taken { from }) = responses.enter("k", &urgent).await.unwrap() else {
+            panic!("nobody waits for a slower lane")
+        };
+        assert_eq!(from, Some(claim("slow")));
+        drop(leases.keep("k".to_owned(), from, key("urgent"), u64::MAX));
+        leases.finish().await;
+        assert_eq!(holder(&responses, "k", "other").await, key("slow").1);
+    }
+
+    #[tokio::test]
     async fn a_lease_whose_place_has_an_answer_is_forgotten_when_it_is_due() {
         let (_server, responses, leases) = start();
         let start = Instant::now();
         for (place, job) in [("k", "a"), ("l", "b")] {
             assert_eq!(holder(&responses, place, job).await, key(job).1);
-            leases.keep(place.to_owned(), key(job), u64::MAX).published(Arrival::New);
+            leases.keep(place.to_owned(), None, key(job), u64::MAX).published(Arrival::New);
         }
         assert_eq!(leases.due(start + RENEW / 2).len(), 0, "it is kept for a while");
         responses.put("k", &answer()).await.unwrap();
@@ -237,17 +263,33 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_lease_is_not_kept_beyond_the_deadline() {
+    async fn a_lease_is_kept_neither_beyond_the_deadline_nor_beyond_a_record() {
         let (_server, responses, leases) = start();
         let nats = NatsServer::start();
         let bus = bus::connect(&Nats { url: nats.url(), ..Nats::default() }, "leases").await.unwrap();
-        assert_eq!(holder(&responses, "k", "a").await, key("a").1);
-        leases.keep("k".to_owned(), key("a"), 0).published(Arrival::New);
+        bus::apply_streams(&bus, &Streams::default().limits()).await.unwrap();
+        for (place, job, deadline_ms) in [("k", "late", 0), ("l", "ended", u64::MAX), ("m", "open", u64::MAX)] {
+            assert_eq!(holder(&responses, place, job).await, key(job).1);
+            leases.keep(place.to_owned(), None, key(job), deadline_ms).published(Arrival::New);
+        }
+        let record = Record {
+            version: WIRE_VERSION,
+            job: key("ended").1,
+            tenant: key("ended").0,
+            format: Format::Raw,
+            settled_ms: 1,
+            end: End::Done(answer()),
+            session: None,
+            cache_key: None,
+        };
+        records::store_result(&bus, &record).await.unwrap();
         for lease in leases.due(Instant::now() + RENEW * 2) {
             leases.look(&bus, &lease).await;
         }
-        assert!(leases.due(Instant::now() + RENEW * 4).is_empty());
-        assert_eq!(holder(&responses, "k", "b").await, key("b").1);
+        assert_eq!(leases.due(Instant::now() + RENEW * 4).len(), 1);
+        for (place, has) in [("k", "b"), ("l", "b"), ("m", "open")] {
+            assert_eq!(holder(&responses, place, "b").await, key(has).1, "{place}");
+        }
     }
 
     fn answer() -> Answer {

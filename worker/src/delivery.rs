@@ -171,6 +171,12 @@ impl Delivery {
         }
     }
 
+    /// What its answer is cached under, and others wait for meanwhile.
+    #[must_use]
+    pub fn cache_key(&self) -> Option<&str> {
+        self.job.as_ref().ok()?.cache_key.as_deref()
+    }
+
     /// Its place in a session, as it stands now.
     #[must_use]
     pub fn turn(&self) -> Option<Turn> {

@@ -14,6 +14,7 @@
 //! | cache               | job, record, turn, answer in cache  | the same; the same answer under the same key              |
 //! | final frames        | all but the ack                     | says the stored end again, word for word; acks            |
 //! | ack, answer lost    | nothing                             | there is none: the ack may only be repeated               |
+//! | a failed job's ack  | its lease                           | there is none: its dispatcher gives it up                 |
 //! | dead letter         | the job and a dead letter           | another dead letter of the same job, then its record      |
 //! | forgiving           | the job, one delivery forgiven      | that delivery was no attempt, as decided                  |
 //! | giving back         | the job                             | when the delay is over                                    |
@@ -185,25 +186,19 @@ pub async fn finish(worker: &Worker, delivery: &Delivery, record: &Record, reply
         // No other delivery would do better, and a rebuild from the records may.
         tracing::error!(job = %record.job, %error, "the session cannot be written");
     }
-    if let Err(error) = tell_cache(worker, delivery, record).await {
-        tracing::debug!(job = %record.job, %error, "the cache could not be told");
+    if let (End::Done(answer), Some(key)) = (&record.end, &record.cache_key)
+        && let Err(error) = worker.responses.put(key, answer).await
+    {
+        tracing::debug!(job = %record.job, %error, "the answer could not be cached");
     }
     match reply {
         Some(reply) => say_and_ack(worker, delivery, record, reply).await,
         None => ack(worker, delivery).await,
     }
-}
-
-/// An answer takes the place of the lease under which it was computed; where there is none, others may compute.
-async fn tell_cache(worker: &Worker, delivery: &Delivery, record: &Record) -> Result<(), runtime::Error> {
-    let leased = || delivery.job.as_ref().ok()?.cache_key.as_ref();
-    match (&record.end, &record.cache_key) {
-        (End::Done(answer), Some(key)) => worker.responses.put(key, answer).await,
-        (End::Done(_), None) => Ok(()),
-        (End::Failed(_), _) => match leased() {
-            Some(key) => worker.responses.release(key, &record.job).await,
-            None => Ok(()),
-        },
+    if let (End::Failed(_), Some(key)) = (&record.end, delivery.cache_key())
+        && let Err(error) = worker.responses.release(key, &record.job).await
+    {
+        tracing::debug!(job = %record.job, %error, "the lease could not be given up; its dispatcher does");
     }
 }
 

@@ -11,6 +11,8 @@ use tests::wait::until;
 
 use crate::setup::{answer, job, redis};
 
+const TAKEN: Found = Found::Lease(Lease::Taken { from: None });
+
 /// Asks for `k`.
 async fn ask(cache: &Responses, name: &str) -> Result<Found, Error> {
     ask_as(cache, name, Priority::Standard).await
@@ -29,7 +31,7 @@ async fn renew(cache: &Responses, job: &Token) -> bool {
 async fn an_answer_is_kept_for_about_a_day() {
     let server = RedisServer::start();
     let cache = Responses::new(&redis(&server)).unwrap();
-    assert_eq!(ask(&cache, "a").await.unwrap(), Found::Lease(Lease::Taken));
+    assert_eq!(ask(&cache, "a").await.unwrap(), TAKEN);
     let truth = answer("a", "x");
     cache.put("k", &truth).await.unwrap();
     assert_eq!(ask(&cache, "b").await.unwrap(), Found::Answer(Box::new(truth)));
@@ -49,7 +51,7 @@ async fn what_is_no_answer_counts_as_absent() {
     let () = redis::cmd("RPUSH").arg("answer:l").arg("list").query_async(&mut raw).await.unwrap();
     let claim = Claim { job: job("a"), priority: Priority::Standard };
     for key in ["k", "l"] {
-        assert_eq!(cache.enter(key, &claim).await.unwrap(), Found::Lease(Lease::Taken));
+        assert_eq!(cache.enter(key, &claim).await.unwrap(), TAKEN);
         let stands: String = redis::cmd("GET").arg(format!("answer:{key}")).query_async(&mut raw).await.unwrap();
         assert_eq!(stands, "lease/a/standard");
     }
@@ -60,11 +62,18 @@ async fn who_is_more_urgent_waits_for_nobody_slower() {
     let server = RedisServer::start();
     let cache = Responses::new(&redis(&server)).unwrap();
     let held = |name| Found::Lease(Lease::Held { job: job(name) });
-    assert_eq!(ask_as(&cache, "slow", Priority::Batch).await.unwrap(), Found::Lease(Lease::Taken));
-    assert_eq!(ask_as(&cache, "urgent", Priority::Interactive).await.unwrap(), Found::Lease(Lease::Taken));
+    assert_eq!(ask_as(&cache, "slow", Priority::Batch).await.unwrap(), TAKEN);
+    let slow = Claim { job: job("slow"), priority: Priority::Batch };
+    let taken = Found::Lease(Lease::Taken { from: Some(slow.clone()) });
+    assert_eq!(ask_as(&cache, "urgent", Priority::Interactive).await.unwrap(), taken);
     assert!(!renew(&cache, &job("slow")).await, "it is another's now");
     assert_eq!(ask_as(&cache, "equal", Priority::Interactive).await.unwrap(), held("urgent"));
     assert_eq!(ask_as(&cache, "slower", Priority::Standard).await.unwrap(), held("urgent"));
+    assert_eq!(ask_as(&cache, "urgent", Priority::Batch).await.unwrap(), TAKEN, "it has it already");
+    assert_eq!(ask_as(&cache, "equal", Priority::Interactive).await.unwrap(), held("urgent"), "as it had it");
+    cache.give_back("k", &job("urgent"), &slow).await.unwrap();
+    assert!(renew(&cache, &job("slow")).await);
+    assert_eq!(ask_as(&cache, "urgent", Priority::Interactive).await.unwrap(), taken);
     let truth = answer("slow", "x");
     cache.put("k", &truth).await.unwrap();
     cache.release("k", &job("urgent")).await.unwrap();
@@ -78,11 +87,11 @@ async fn one_holds_the_lease_until_it_gives_it_up() {
     let cache = Responses::new(&redis(&server)).unwrap();
     let (first, second) = (job("a"), job("b"));
     let held = Found::Lease(Lease::Held { job: first.clone() });
-    assert_eq!(ask(&cache, "a").await.unwrap(), Found::Lease(Lease::Taken));
+    assert_eq!(ask(&cache, "a").await.unwrap(), TAKEN);
     let client = redis::Client::open(server.url()).unwrap();
     let mut raw = client.get_multiplexed_async_connection().await.unwrap();
     let () = redis::cmd("PEXPIRE").arg("answer:k").arg(5_000).query_async(&mut raw).await.unwrap();
-    assert_eq!(ask(&cache, "a").await.unwrap(), Found::Lease(Lease::Taken), "it has it already");
+    assert_eq!(ask(&cache, "a").await.unwrap(), TAKEN, "it has it already");
     let left: i64 = redis::cmd("PTTL").arg("answer:k").query_async(&mut raw).await.unwrap();
     assert!(left > 5_000, "{left}: it has it anew");
     assert_eq!(ask(&cache, "b").await.unwrap(), held);
@@ -91,7 +100,7 @@ async fn one_holds_the_lease_until_it_gives_it_up() {
     cache.release("k", &second).await.unwrap();
     assert_eq!(ask(&cache, "b").await.unwrap(), held);
     cache.release("k", &first).await.unwrap();
-    assert_eq!(ask(&cache, "b").await.unwrap(), Found::Lease(Lease::Taken));
+    assert_eq!(ask(&cache, "b").await.unwrap(), TAKEN);
     assert!(!renew(&cache, &first).await);
 }
 

@@ -85,7 +85,7 @@ impl Bench {
             name: fresh_name(),
             bus: connect(&self.nats).await,
             sessions: Sessions::new(&redis_of(&self.redis)).unwrap(),
-            responses: Responses::new(&redis_of(&self.redis)).unwrap(),
+            responses: self.responses(),
             device: "cpu".to_owned(),
             models,
             reader: Reader::new(worker::memory::media(None)),
@@ -96,6 +96,11 @@ impl Bench {
         let stop = CancellationToken::new();
         let task = tokio::spawn(run::run(Arc::new(worker), drain, stop.clone()));
         (stop, task)
+    }
+
+    /// The response cache.
+    pub(crate) fn responses(&self) -> Responses {
+        Responses::new(&redis_of(&self.redis)).unwrap()
     }
 
     /// The lanes of one more model.

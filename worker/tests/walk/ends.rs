@@ -7,6 +7,7 @@ use protocol::record::End;
 use protocol::request::Mode;
 use protocol::stream::{self, ATTEMPTS_MAX};
 use protocol::{ErrorCode, WIRE_VERSION, header};
+use runtime::cache::{Claim, Found, LEASE, Lease};
 use runtime::records;
 use tests::wait::until;
 use worker::fake::{self, Ends, Mood};
@@ -34,6 +35,25 @@ async fn a_deadline_ends_what_computes() {
     job.deadline_ms = runtime::clock::now_ms() + 700;
     assert_eq!(header_of(&bench.ask(&mut job).await.next().await, header::SERVICE_ERROR_CODE), "504");
     bench.queue_empty().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_without_an_answer_lets_others_compute_it() {
+    let bench = Bench::start().await;
+    let _worker = bench.worker(4, QUICK, DRAIN).await;
+    let mut job = fake::job("j1", "hello");
+    job.deadline_ms = runtime::clock::now_ms() - 1;
+    job.cache_key = Some("k".to_owned());
+    let responses = bench.responses();
+    let taken = Found::Lease(Lease::Taken { from: None });
+    let claim = |job: &Job| Claim { job: job.id.clone(), priority: job.priority };
+    assert_eq!(responses.enter("k", &claim(&job)).await.unwrap(), taken);
+    let other = claim(&fake::job("j2", "hello"));
+    assert_ne!(responses.enter("k", &other).await.unwrap(), taken);
+    assert_eq!(header_of(&bench.ask(&mut job).await.next().await, header::SERVICE_ERROR_CODE), "504");
+    // Left alone it would lapse after twice as long.
+    until("a free lease", LEASE / 2, || async { (responses.enter("k", &other).await.unwrap() == taken).then_some(()) })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -31,7 +31,10 @@ const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Lease {
     /// This job.
-    Taken,
+    Taken {
+        /// Who had it, and is less urgent.
+        from: Option<Claim>,
+    },
     /// That one.
     Held {
         /// Its id.
@@ -79,21 +82,26 @@ impl Responses {
     }
 
     /// The answer where there is one; else asks to be the job that computes it, for [`LEASE`]. The holder that asks again
-    /// has it, and so has who is more urgent than the holder: nobody waits for a slower lane. Bytes that are neither an
-    /// answer nor a lease are dropped and count as absent.
+    /// has it as it is, since its job is queued only once. Who is more urgent than the holder takes it from him: nobody
+    /// waits for a slower lane. Bytes that are neither an answer nor a lease are dropped and count as absent.
     pub async fn enter(&self, key: &str, claim: &Claim) -> Result<Found, Error> {
         loop {
             let stands = match self.take(key, claim).await {
-                Ok(None) => return Ok(Found::Lease(Lease::Taken)),
+                Ok(None) => return Ok(Found::Lease(Lease::Taken { from: None })),
                 Ok(Some(stands)) => stands,
                 Err(Error::Corrupt(_)) => Vec::new(),
                 Err(error) => return Err(error),
             };
             match Claim::read(&stands) {
                 Some(holder) if claim.waits_for(&holder) => return Ok(Found::Lease(Lease::Held { job: holder.job })),
-                Some(_) => {
-                    if self.take_over(key, &stands, claim).await? {
-                        return Ok(Found::Lease(Lease::Taken));
+                Some(own) if own.job == claim.job => {
+                    if self.take_over(key, &own, &own).await? {
+                        return Ok(Found::Lease(Lease::Taken { from: None }));
+                    }
+                }
+                Some(slower) => {
+                    if self.take_over(key, &slower, claim).await? {
+                        return Ok(Found::Lease(Lease::Taken { from: Some(slower) }));
                     }
                 }
                 None => match rmp_serde::from_slice(&stands) {
@@ -115,9 +123,9 @@ impl Responses {
     }
 
     /// Takes the place of a lease that stands there; false where it does no more.
-    async fn take_over(&self, key: &str, lease: &[u8], claim: &Claim) -> Result<bool, Error> {
-        let script = &self.scripts.take_over;
-        self.store.run(script.key(place(key)).arg(lease).arg(claim.written()).arg(clock::millis(LEASE))).await
+    async fn take_over(&self, key: &str, from: &Claim, claim: &Claim) -> Result<bool, Error> {
+        let mut script = self.scripts.take_over.key(place(key));
+        self.store.run(script.arg(from.written()).arg(claim.written()).arg(clock::millis(LEASE))).await
     }
 
     /// Stores an answer for about a day, whoever has the lease.
@@ -137,6 +145,12 @@ impl Responses {
             renew.key(place(key)).arg(job.as_str());
         }
         self.store.run(&renew).await
+    }
+
+    /// Gives the lease back to whom it was taken from, where it is still this job's.
+    pub async fn give_back(&self, key: &str, job: &Token, from: &Claim) -> Result<(), Error> {
+        let mut script = self.scripts.release.key(place(key));
+        self.store.run(script.arg(job.as_str()).arg(from.written()).arg(clock::millis(LEASE))).await
     }
 
     /// Gives the lease up, where it is still this job's.

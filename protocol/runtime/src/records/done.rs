@@ -70,8 +70,19 @@ impl Done {
         Self { bus: bus.clone(), ears: Arc::default() }
     }
 
-    /// Registers interest in a job. Register first, look for the record then: nothing is missed between, since a server
-    /// takes what comes over one connection in order.
+    /// The record of a job, whenever it comes.
+    pub async fn record(&self, tenant: &Token, job: &Token) -> Result<Record, Error> {
+        let mut waiter = self.wait(tenant, job).await?;
+        // It may have come before there was interest in it.
+        match super::result_told(&self.bus, tenant, job).await {
+            Ok(Some(record)) => Ok(record),
+            Ok(None) | Err(_) => Ok(waiter.record().await),
+        }
+    }
+
+    /// Registers interest in a job. A server takes what comes over one connection in order, so who looks for the record
+    /// after this misses nothing; of a cluster another server may hear of the interest later, and then the waiter's own
+    /// looks find the record.
     pub async fn wait(&self, tenant: &Token, job: &Token) -> Result<Waiter, Error> {
         let ear = self.ear((tenant.clone(), job.clone()));
         ear.hears.get_or_try_init(|| hear(&self.bus, &ear)).await?;
