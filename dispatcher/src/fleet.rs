@@ -15,15 +15,12 @@ use tokio::time::MissedTickBehavior;
 use crate::Error;
 use crate::ingress::Door;
 use crate::metrics;
+use crate::pace::Pace;
 
 /// When a client without a worker should ask again.
 const WORKER_RETRY: Duration = Duration::from_secs(2);
 /// Most workers that are remembered.
 const WORKERS_MAX: usize = 16_384;
-/// Over how long answers are counted, and how long the last of them says something of the next.
-const WINDOW: Duration = Duration::from_secs(5);
-/// See [`WINDOW`].
-const SILENCE: Duration = WINDOW.saturating_mul(2);
 /// Silence proves nothing until a heartbeat of everybody must have come.
 const UNPROVEN: Duration = INTERVAL.saturating_mul(2);
 
@@ -57,33 +54,6 @@ struct Serving {
     /// Jobs that it answered; `None` where the worker does not say.
     answered: Option<u64>,
     pace: Option<Pace>,
-}
-
-/// How fast a model answers of late.
-#[derive(Clone, Copy, Debug)]
-struct Pace {
-    /// Answers a second.
-    rate: f64,
-    /// When there last were any.
-    last: Instant,
-}
-
-impl Pace {
-    /// `answers` more within `passed`, up to `now`; `None` once there was none for long.
-    fn after(before: Option<Self>, answers: u64, passed: Duration, now: Instant) -> Option<Self> {
-        // Heartbeats may come bunched.
-        let seconds = passed.max(INTERVAL / 2).as_secs_f64();
-        let newest = answers as f64 / seconds;
-        let known = before.filter(|pace| pace.stands(now));
-        let rate =
-            known.map_or(newest, |pace| pace.rate + (newest - pace.rate) * (seconds / WINDOW.as_secs_f64()).min(1.0));
-        let last = if answers > 0 { Some(now) } else { known.map(|pace| pace.last) };
-        last.map(|last| Self { rate, last })
-    }
-
-    fn stands(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.last) < SILENCE
-    }
 }
 
 impl Serving {
@@ -330,22 +300,6 @@ mod tests {
         assert!((fleet.rate("m", latest) - (8.0 + 2.0)).abs() < 1e-9, "a pause is not the end");
         assert!(fleet.rate("other", latest).abs() < 1e-9);
         assert!(fleet.rate("m", latest + EXPIRY).abs() < 1e-9);
-    }
-
-    #[test]
-    fn what_was_answered_long_ago_says_nothing_of_the_next() {
-        let start = Instant::now();
-        let pace = Pace::after(None, 10, INTERVAL, start).unwrap();
-        assert!((pace.rate - 10.0).abs() < 1e-9);
-        assert!(Pace::after(None, 0, INTERVAL, start).is_none(), "nobody asked yet");
-        let idle = Pace::after(Some(pace), 0, INTERVAL, start + INTERVAL).unwrap();
-        assert!((idle.rate - 8.0).abs() < 1e-9);
-        assert!(!idle.stands(start + SILENCE));
-        assert!(Pace::after(Some(idle), 0, INTERVAL, start + SILENCE).is_none());
-        let again = Pace::after(Some(idle), 3, INTERVAL, start + SILENCE).unwrap();
-        assert!((again.rate - 3.0).abs() < 1e-9);
-        let bunched = Pace::after(None, 5, Duration::ZERO, start).unwrap();
-        assert!((bunched.rate - 10.0).abs() < 1e-9);
     }
 
     #[test]
