@@ -235,12 +235,6 @@ impl CacheOutcome {
             CacheOutcome::Miss => "miss",
         }
     }
-
-    /// What the word means; `None` for any other.
-    #[must_use]
-    pub fn parse(word: &str) -> Option<Self> {
-        [CacheOutcome::Hit, CacheOutcome::Miss].into_iter().find(|outcome| outcome.as_str() == word)
-    }
 }
 
 impl Answer {

@@ -30,9 +30,9 @@ pub const BODY: &str = "Flotilla-Body";
 pub const JOB: &str = "Flotilla-Job";
 /// `accepted`, `chunk`, `done` or `failed`.
 pub const STATUS: &str = "Flotilla-Status";
-/// [`STATUS`] of an answer, and of its record.
+/// [`STATUS`] of an answer.
 pub const DONE: &str = "done";
-/// [`STATUS`] of a failure, and of its record.
+/// [`STATUS`] of a failure.
 pub const FAILED: &str = "failed";
 /// `text`, `transcript` or `labels`: what a chunk carries.
 pub const KIND: &str = "Flotilla-Kind";

@@ -21,8 +21,6 @@ pub const SUBMIT_ALL: &str = "submit.*";
 pub const JOBS_ALL: &str = "jobs.*.*.*";
 /// Every result.
 pub const RESULTS_ALL: &str = "result.*.*";
-/// The headers of every result as it is stored, republished.
-pub const DONE_ALL: &str = "done.*.*";
 /// Every id record.
 pub const IDS_ALL: &str = "id.*.*";
 /// Every forgiven delivery.

@@ -131,9 +131,9 @@ async fn only_headers_are_republished_also_by_a_stream_that_was_there() {
     config.republish = config.republish.map(|whole| Republish { headers_only: false, ..whole });
     bus.js.update_stream(config).await.unwrap();
     apply_streams(&bus, &limits()).await.unwrap();
-    let mut heard = bus.client.subscribe(subject::DONE_ALL).await.unwrap();
-    bus.client.flush().await.unwrap();
     let truth = record("a", "x");
+    let mut heard = bus.client.subscribe(subject::done(&truth.tenant, &truth.job)).await.unwrap();
+    bus.client.flush().await.unwrap();
     store_result(&bus, &truth).await.unwrap();
     let message = timeout(SOON, heard.next()).await.unwrap().unwrap();
     assert!(message.payload.is_empty());

@@ -41,7 +41,7 @@ pub async fn store_result(bus: &Bus, record: &Record) -> Result<Stored, Error> {
 /// The same, where the record's bytes are known.
 pub async fn store_encoded(bus: &Bus, record: &Record, body: Bytes) -> Result<Stored, Error> {
     let subject = subject::result(&record.tenant, &record.job);
-    match create_once(bus, stream::RESULTS, subject, (body, Headers::new())).await? {
+    match create_once(bus, stream::RESULTS, subject, body).await? {
         Creation::Ours => Ok(Stored::Created),
         Creation::Theirs(bytes) => Ok(Stored::Existed(decode_record(&bytes)?)),
     }
@@ -64,7 +64,7 @@ pub async fn store_step(bus: &Bus, record: &StepRecord) -> Result<(), Error> {
     let job = &record.job;
     let number = job.steps.as_ref().map_or(0, |steps| steps.number);
     let subject = subject::step(&job.tenant, &job.id, number);
-    create_once(bus, stream::STEPS, subject, (record.encode(), Headers::new())).await.map(|_| ())
+    create_once(bus, stream::STEPS, subject, record.encode()).await.map(|_| ())
 }
 
 /// What a client's id turns out to be.
@@ -82,7 +82,7 @@ pub enum IdClaim {
 
 /// Claims a client's id, create-once.
 pub async fn claim_id(bus: &Bus, tenant: &Token, job: &Token, id: &IdRecord) -> Result<IdClaim, Error> {
-    match create_once(bus, stream::IDS, subject::id(tenant, job), (id.encode(), Headers::new())).await? {
+    match create_once(bus, stream::IDS, subject::id(tenant, job), id.encode()).await? {
         Creation::Ours => Ok(IdClaim::New),
         Creation::Theirs(bytes) => {
             let first = decode_id(&bytes)?;
@@ -166,13 +166,8 @@ enum Creation {
 
 /// Creates a message on an empty subject. Both refusals - the expected sequence and the limit a subject - mean that there
 /// is one, and the stored one is read. Where an earlier try had no answer, the same bytes read back are our own.
-async fn create_once(
-    bus: &Bus,
-    stream: &'static str,
-    subject: String,
-    (body, headers): (Bytes, Headers),
-) -> Result<Creation, Error> {
-    let message = Publish { stream, subject, body, headers, id: None, expect: Expect::Absent };
+async fn create_once(bus: &Bus, stream: &'static str, subject: String, body: Bytes) -> Result<Creation, Error> {
+    let message = Publish { stream, subject, body, headers: Headers::new(), id: None, expect: Expect::Absent };
     let deadline = clock::now_ms() + clock::millis(STORE_TIMEOUT);
     let mut answered = Answered::Always;
     let mut attempt = 0;
