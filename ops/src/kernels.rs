@@ -10,9 +10,8 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
-use engine::cuda::compiler::{
-    Compiled, Compiler, Files, MADE_OF, NVRTC, TARGETS, Target, is_source, made_of, packed, whole,
-};
+use kernels::compiler::{Compiled, Compiler, packed, whole};
+use kernels::recipe::{Files, MADE_OF, NVRTC, TARGETS, Target, is_source, made_of};
 
 use self::usage::{Usages, over, parse, read, shown, written};
 use crate::depot::Depot;

@@ -4,14 +4,14 @@ use std::fs;
 use std::path::Path;
 
 #[allow(dead_code, unreachable_pub)] // reason: the crate uses the rest, and shows it
-#[path = "src/cuda/recipe.rs"]
+#[path = "kernels/src/recipe.rs"]
 mod recipe;
 
 const KERNELS: &str = "kernels";
 
 fn main() {
     println!("cargo::rerun-if-changed={KERNELS}");
-    println!("cargo::rerun-if-changed=src/cuda/recipe.rs");
+    println!("cargo::rerun-if-changed=kernels/src/recipe.rs");
     let built = Path::new(KERNELS).join("built");
     let found = if built.is_dir() { embedded(&built) } else { Vec::new() };
     let text = format!("const BUILT: &[Built] = &[{}];\n", found.concat());

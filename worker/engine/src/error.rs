@@ -35,3 +35,9 @@ pub enum Error {
         free: usize,
     },
 }
+
+impl From<kernels::Error> for Error {
+    fn from(error: kernels::Error) -> Error {
+        Error::Device(error.0)
+    }
+}

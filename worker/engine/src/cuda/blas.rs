@@ -12,8 +12,9 @@ use cudarc::cublaslt::sys::{
     cublasLtMatmulPreferenceAttributes_t as Preference, cublasStatus_t as Status, cudaDataType as Type,
 };
 use cudarc::driver::sys::{CUdeviceptr, CUresult, CUstream, cuMemAlloc_v2, cuMemFree_v2};
+use kernels::library;
 
-use super::{Address, Kind, Product, library};
+use super::{Address, Kind, Product};
 use crate::Error;
 use crate::backend::Epilogue;
 

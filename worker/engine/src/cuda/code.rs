@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::thread;
 
-use super::compiler::{Compiler, Files, OPTIONS, TARGETS, Target, unpacked, whole};
+use kernels::compiler::{Compiler, unpacked, whole};
+use kernels::recipe::{Files, OPTIONS, TARGETS, Target};
+
 use super::sources::{HEADERS, SOURCES};
 use crate::Error;
 

@@ -7,10 +7,7 @@
 mod blas;
 mod card;
 mod code;
-pub mod compiler;
 mod driver;
-mod library;
-mod recipe;
 #[cfg(test)]
 pub(crate) mod shim;
 pub(crate) mod sources;

@@ -9,9 +9,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use cudarc::driver::result::DriverError;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
+use kernels::library;
 
 use crate::Error;
-use crate::cuda::{Properties, library};
+use crate::cuda::Properties;
 
 /// CUDA 12.4, which every function that is called is in since.
 const DRIVER_LEAST: c_int = 12_040;

@@ -119,7 +119,7 @@ fn compile(kernels: &[Source], compiler: &str, work: &Path) -> Result<PathBuf, E
     let files: Vec<(String, &[&str])> = kernels.chain(parts).collect();
     let waiting = Mutex::new(files.iter());
     let next = || waiting.lock().expect("nobody panics with it").next();
-    let work_off = || {
+    let work_off = || -> Result<(), Error> {
         while let Some((name, flags)) = next() {
             let mut command = Command::new(compiler);
             command.args(FLAGS).args(*flags).args(processor()).arg("-I").arg(work);

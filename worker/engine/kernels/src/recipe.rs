@@ -1,4 +1,5 @@
-//! What the kernels' machine code is made of, and for which GPUs. The build script includes this file: it stands alone.
+//! What the kernels' machine code is made of, and for which GPUs. The engine's build script includes this file: it stands
+//! alone.
 
 use std::collections::BTreeMap;
 use std::fmt;

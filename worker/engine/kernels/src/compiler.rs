@@ -8,9 +8,8 @@ use std::ptr;
 
 use libloading::os::unix::Library;
 
-use super::library;
-pub use super::recipe::{Files, MADE_OF, NVRTC, OPTIONS, TARGETS, Target, is_source, made_of};
-use crate::Error;
+use crate::recipe::{Files, OPTIONS, Target};
+use crate::{Error, library};
 
 /// How hard code is packed: it is done once.
 const PACKING: u8 = 9;
@@ -62,7 +61,7 @@ impl Functions {
 unsafe fn symbol<F: Copy>(library: &Library, name: &str) -> Result<F, Error> {
     // SAFETY: the caller vouches for the type.
     let found = unsafe { library.get::<F>(name) };
-    Ok(*found.map_err(|_| Error::Device(format!("NVRTC lacks {name}: it is older than CUDA 11.1")))?)
+    Ok(*found.map_err(|_| Error(format!("NVRTC lacks {name}: it is older than CUDA 11.1")))?)
 }
 
 /// NVRTC, loaded.
@@ -84,7 +83,7 @@ impl Compiler {
     /// As the loader finds it, else in one of the folders, else where toolkits put it.
     ///
     /// # Errors
-    /// [`Error::Device`] when it is nowhere.
+    /// [`Error`] when it is nowhere.
     pub fn find(folders: &[PathBuf]) -> Result<Compiler, Error> {
         match library::COMPILER.known() {
             Some(library) => Compiler::of(library),
@@ -95,13 +94,13 @@ impl Compiler {
     /// That in `folder`, and no other.
     ///
     /// # Errors
-    /// [`Error::Device`] when it is not there.
+    /// [`Error`] when it is not there.
     pub fn open(folder: &Path) -> Result<Compiler, Error> {
         Compiler::within(&[folder.to_path_buf()])
     }
 
     fn within(folders: &[PathBuf]) -> Result<Compiler, Error> {
-        let absent = || Error::Device("NVRTC (libnvrtc.so.13) is not here".into());
+        let absent = || Error("NVRTC (libnvrtc.so.13) is not here".into());
         let (library, folder) = library::COMPILER.within(folders).ok_or_else(absent)?;
         library::companions(COMPANION, &folder);
         Compiler::of(library)
@@ -126,7 +125,7 @@ impl Compiler {
     /// Compiles a text that includes nothing; `further` are options besides [`OPTIONS`].
     ///
     /// # Errors
-    /// [`Error::Device`] with the compiler's words.
+    /// [`Error`] with the compiler's words.
     pub fn compile(&self, name: &str, text: &str, target: Target, further: &[&str]) -> Result<Compiled, Error> {
         let source = Source::create(self, name, text)?;
         let options = [format!("--gpu-architecture={target}")].into_iter();
@@ -135,7 +134,7 @@ impl Compiler {
         let status = source.compile(&options);
         let log = String::from_utf8_lossy(&source.read(self.functions.log)?).trim_end_matches('\0').to_owned();
         if status != 0 {
-            return Err(Error::Device(format!("{name} does not compile for {target}:\n{}", log.trim())));
+            return Err(Error(format!("{name} does not compile for {target}:\n{}", log.trim())));
         }
         let code = source.read(match target {
             Target::Machine(_) => self.functions.machine,
@@ -192,11 +191,11 @@ impl Drop for Source<'_> {
 }
 
 fn told(what: &str, status: c_int) -> Result<(), Error> {
-    if status == 0 { Ok(()) } else { Err(Error::Device(format!("{what}: NVRTC's error {status}"))) }
+    if status == 0 { Ok(()) } else { Err(Error(format!("{what}: NVRTC's error {status}"))) }
 }
 
 fn c_string(text: &str) -> Result<CString, Error> {
-    CString::new(text).map_err(|_| Error::Device("a zero within a source of kernels".into()))
+    CString::new(text).map_err(|_| Error("a zero within a source of kernels".into()))
 }
 
 /// Code as it is kept in a build: a quarter of its size.
@@ -205,8 +204,12 @@ pub fn packed(code: &[u8]) -> Vec<u8> {
     miniz_oxide::deflate::compress_to_vec(code, PACKING)
 }
 
-/// What was packed. The build made it, so it is whole.
-pub(super) fn unpacked(packed: &[u8]) -> Vec<u8> {
+/// What was packed.
+///
+/// # Panics
+/// When it was not: the build packs, so it is whole.
+#[must_use]
+pub fn unpacked(packed: &[u8]) -> Vec<u8> {
     miniz_oxide::inflate::decompress_to_vec(packed).expect("packed by the build")
 }
 
@@ -214,7 +217,7 @@ pub(super) fn unpacked(packed: &[u8]) -> Vec<u8> {
 /// is left to the preprocessor: it stands behind a condition, or fails there.
 ///
 /// # Errors
-/// [`Error::Device`] when there is no such source.
+/// [`Error`] when there is no such source.
 pub fn whole(name: &str, files: &Files) -> Result<String, Error> {
     let mut out = String::new();
     append(name, files, &mut Vec::new(), &mut out)?;
@@ -223,7 +226,7 @@ pub fn whole(name: &str, files: &Files) -> Result<String, Error> {
 
 fn append<'a>(name: &str, files: &'a Files, seen: &mut Vec<&'a str>, out: &mut String) -> Result<(), Error> {
     let Some((name, text)) = files.get_key_value(name) else {
-        return Err(Error::Device(format!("no source of kernels is called {name}")));
+        return Err(Error(format!("no source of kernels is called {name}")));
     };
     seen.push(name);
     let begin = |out: &mut String, number: usize| {
@@ -255,6 +258,7 @@ fn included(line: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::recipe::made_of;
 
     fn files(texts: &[(&str, &str)]) -> Files {
         texts.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect()

@@ -10,19 +10,19 @@ const USUAL: [&str; 4] =
     ["/usr/local/cuda/lib64", "/usr/local/nvidia/lib64", "/usr/lib/wsl/lib", "/usr/lib/x86_64-linux-gnu"];
 
 /// A library by its name.
-pub(super) struct Name {
+pub struct Name {
     /// Before `.so`.
-    pub(super) stem: &'static str,
+    pub stem: &'static str,
     /// What may follow it: interfaces that we call, the best first.
     versions: &'static [u32],
 }
 
 /// The driver.
-pub(super) const DRIVER: Name = Name { stem: "libcuda", versions: &[1] };
+pub const DRIVER: Name = Name { stem: "libcuda", versions: &[1] };
 /// Products of matrices.
-pub(super) const BLAS: Name = Name { stem: "libcublasLt", versions: &[13, 12] };
+pub const BLAS: Name = Name { stem: "libcublasLt", versions: &[13, 12] };
 /// The compiler of kernels.
-pub(super) const COMPILER: Name = Name { stem: "libnvrtc", versions: &[13, 12] };
+pub const COMPILER: Name = Name { stem: "libnvrtc", versions: &[13, 12] };
 
 impl Name {
     fn files(&self) -> impl Iterator<Item = String> {
@@ -30,12 +30,14 @@ impl Name {
     }
 
     /// As the loader finds it.
-    pub(super) fn known(&self) -> Option<Library> {
+    #[must_use]
+    pub fn known(&self) -> Option<Library> {
         self.files().find_map(|file| open(Path::new(&file)))
     }
 
     /// In the first of the folders that has it, with the folder.
-    pub(super) fn within(&self, folders: &[PathBuf]) -> Option<(Library, PathBuf)> {
+    #[must_use]
+    pub fn within(&self, folders: &[PathBuf]) -> Option<(Library, PathBuf)> {
         folders.iter().find_map(|folder| {
             let candidates = self.files().map(|file| folder.join(file));
             let library = candidates.filter(|file| file.is_file()).find_map(|file| open(&file))?;
@@ -45,7 +47,7 @@ impl Name {
 
     /// Makes sure that it is found when it is asked for by its name: a library that is loaded answers to its name,
     /// wherever it lies. False where there is none.
-    pub(super) fn provide(&self, first: &[PathBuf]) -> bool {
+    pub fn provide(&self, first: &[PathBuf]) -> bool {
         let lying = || self.within(&folders(first)).map(|(library, _)| library);
         let Some(library) = self.known().or_else(lying) else { return false };
         keep(library);
@@ -54,12 +56,13 @@ impl Name {
 }
 
 /// These folders, then the usual ones.
-pub(super) fn folders(first: &[PathBuf]) -> Vec<PathBuf> {
+#[must_use]
+pub fn folders(first: &[PathBuf]) -> Vec<PathBuf> {
     first.iter().cloned().chain(USUAL.iter().map(PathBuf::from)).collect()
 }
 
 /// Loads what others of the same folder search by name, where it is there.
-pub(super) fn companions(stem: &str, folder: &Path) {
+pub fn companions(stem: &str, folder: &Path) {
     let Ok(entries) = std::fs::read_dir(folder) else { return };
     let prefix = format!("{stem}.so.");
     let wanted =
@@ -69,7 +72,7 @@ pub(super) fn companions(stem: &str, folder: &Path) {
 }
 
 /// Leaves a library loaded: what it has started may not outlive it.
-pub(super) fn keep(library: Library) {
+pub fn keep(library: Library) {
     let _ = library.into_raw();
 }
 
