@@ -105,6 +105,7 @@ fn main() {
         }
         measure(&mut loaded, &row, |step, plan| {
             (0..sequences).for_each(|sequence| span(plan, sequence, DEPTH + step % CONTINUED, 1));
+            plan.spans.iter_mut().for_each(|span| span.prompt = 0);
         });
     }
     println!("{} MiB resident", resident_mib());

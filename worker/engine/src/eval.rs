@@ -73,7 +73,13 @@ fn chunk(tokens: &[TokenId], range: std::ops::Range<usize>, blocks: usize) -> Pl
     Plan {
         tokens: tokens[range.clone()].to_vec(),
         positions: range.clone().map(|position| position as u32).collect(),
-        spans: vec![Span { sequence: SequenceId(0), rows: 0..range.len(), computed: range.start, blocks: 0..blocks }],
+        spans: vec![Span {
+            sequence: SequenceId(0),
+            rows: 0..range.len(),
+            computed: range.start,
+            prompt: range.len(),
+            blocks: 0..blocks,
+        }],
         blocks: (0..blocks as u32).map(BlockId).collect(),
         outputs: (0..range.len()).map(output).collect(),
         ..Plan::default()

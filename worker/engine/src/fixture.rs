@@ -115,7 +115,7 @@ pub fn span(
     plan.tokens.extend(tokens);
     plan.positions.extend((computed..computed + rows).map(|position| position as u32));
     plan.blocks.extend((0..(computed + rows).div_ceil(BLOCK_TOKENS)).map(|index| BlockId(block(index) as u32)));
-    plan.spans.push(Span { sequence, rows: row..row + rows, computed, blocks: table..plan.blocks.len() });
+    plan.spans.push(Span { sequence, rows: row..row + rows, computed, prompt: rows, blocks: table..plan.blocks.len() });
     plan.outputs.push(Output {
         sequence,
         row: plan.rows() - 1,

@@ -86,7 +86,12 @@ pub(crate) fn on_processor(
     level: Level,
 ) -> Result<Decoder<Cpu>, Error> {
     let (room, limits) = room_and_limits(&shape, config)?;
-    Decoder::load(gguf, shape, room, Cpu::new(level, config.threads, limits).with(config.activations))
+    Decoder::load(
+        gguf,
+        shape,
+        room,
+        Cpu::new(level, config.threads, limits).with(config.activations).with_prompts_by(level.unit()),
+    )
 }
 
 /// The room of a model, and what a step of its device may hold.

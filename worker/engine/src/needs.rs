@@ -3,11 +3,14 @@
 use std::path::Path;
 
 use crate::Error;
+use crate::backend::Activations;
 use crate::backend::cuda::integers_bytes;
 use crate::engine::EngineConfig;
 use crate::gguf::{Gguf, Tensor};
 use crate::model::ModelConfig;
 use crate::plan::BLOCK_TOKENS;
+use crate::simd::Level;
+use crate::simd::brains::{Closeness, Line, SIDE, Shape};
 use crate::simd::digits::{Digits, Rounding};
 use crate::simd::panel::{BLOCK, packed_bytes};
 
@@ -92,20 +95,30 @@ fn workspace(shape: &ModelConfig, config: &EngineConfig) -> usize {
     let tables = context.div_ceil(BLOCK_TOKENS).saturating_mul(outputs);
     let digits = config.step_tokens.saturating_mul(width.max(queries).max(inner)) / BLOCK * size_of::<Digits>();
     let digits = digits * config.activations.rounding().map_or(0, Rounding::planes);
+    let brains = brains(config, width.max(queries).max(inner));
     let samplers = config.threads.saturating_mul(vocabulary * CANDIDATE);
     [activations, rotations, tables]
         .into_iter()
         .fold(0_usize, usize::saturating_add)
         .saturating_mul(SINGLE)
         .saturating_add(digits)
+        .saturating_add(brains)
         .saturating_add(samplers)
         .saturating_add(vocabulary * VOCABULARY_TOKEN)
+}
+
+/// What a matrix unit reads: rows of a step, and for each thread weights of 32 outputs.
+fn brains(config: &EngineConfig, widest: usize) -> usize {
+    if config.activations != Activations::Mixed || Level::detect().unit().is_none() {
+        return 0;
+    }
+    let square = Shape { columns: widest, closeness: Closeness::Coarse }.group() * size_of::<Line>();
+    config.step_tokens.div_ceil(SIDE).saturating_add(config.threads).saturating_mul(square)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Activations;
     use crate::fixture;
 
     #[test]

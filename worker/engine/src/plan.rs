@@ -55,6 +55,8 @@ pub struct Span {
     pub rows: std::ops::Range<usize>,
     /// Tokens of the sequence already in the cache before this step.
     pub computed: usize,
+    /// How many of the rows, its first ones, carry tokens that the sequence came with; the others were sampled.
+    pub prompt: usize,
     /// Range of `Plan::blocks`: enough blocks for `computed + rows.len()` tokens.
     pub blocks: std::ops::Range<usize>,
 }

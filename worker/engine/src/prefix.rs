@@ -18,6 +18,17 @@ impl Scope {
     }
 }
 
+/// Which full blocks are kept for sequences that begin the same way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kept {
+    /// All.
+    #[default]
+    All,
+    /// Those of tokens that a sequence came with: a device may compute what was sampled otherwise, and what a prompt leaves
+    /// in the cache must not depend on who asked before.
+    Prompts,
+}
+
 /// The hash of a scope and of all tokens up to the end of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Chain([u8; 16]);

@@ -24,6 +24,7 @@ mod tests;
 use crate::allowance::Allowance;
 use crate::blocks::Blocks;
 use crate::plan::{BLOCK_TOKENS, BlockId, Plan, Sampled, SequenceId, TokenId};
+use crate::prefix::Kept;
 use crate::sequence::{Sequence, StepId};
 use choose::Supply;
 use draft::Draft;
@@ -117,6 +118,7 @@ pub struct Scheduler {
     preemptions: u64,
     /// Emptied and filled again, for its memory.
     found: Vec<BlockId>,
+    kept: Kept,
 }
 
 impl Scheduler {
@@ -140,7 +142,14 @@ impl Scheduler {
             first_deadline: None,
             preemptions: 0,
             found: Vec::new(),
+            kept: Kept::All,
         }
+    }
+
+    /// The same scheduler, with other blocks kept for who begins the same way.
+    #[must_use]
+    pub fn keeping(self, kept: Kept) -> Self {
+        Self { kept, ..self }
     }
 
     /// Lets a sequence in; it waits behind those already there.
@@ -319,7 +328,11 @@ impl Scheduler {
             let Some(sequence) = self.sequences.get_mut(&id) else {
                 continue;
             };
-            let full = computed / BLOCK_TOKENS;
+            let kept = match self.kept {
+                Kept::All => computed,
+                Kept::Prompts => computed.min(sequence.prompt_tokens()),
+            };
+            let full = kept / BLOCK_TOKENS;
             if flight.step < sequence.since || sequence.table.len() < full {
                 continue;
             }

@@ -17,10 +17,11 @@ pub use weight::Weight;
 use crate::Error;
 use crate::backend::dense::Activation;
 use crate::backend::step::Step;
-use crate::backend::{Activations, Backend, Epilogue, Gate, KvShape, Matrix, Reach, StepLimits, Turn, Weights};
+use crate::backend::{Activations, Backend, Epilogue, Gate, KvShape, Matrix, Normed, Reach, StepLimits, Turn, Weights};
 use crate::model::Ticket;
 use crate::plan::{BLOCK_TOKENS, BlockId, Plan, Sampled};
 use crate::pool::Pool;
+use crate::prefix::Kept;
 use crate::sampler::Sampler;
 use crate::simd::affine::Finish;
 use crate::simd::arena::{Arena, Use};
@@ -31,7 +32,7 @@ use crate::simd::linear::Scratch;
 use crate::simd::tile::Begin;
 use crate::simd::{LANES, Level, rows};
 use blocks::Blocks;
-use inputs::{ROWS_ALONE, Room, Together};
+use inputs::{Form, ROWS_ALONE, Room, Together};
 
 /// Tokens looked at, over all rows, below which attention is faster on one thread.
 const TOKENS_ALONE: usize = 128;
@@ -48,6 +49,11 @@ pub struct Cpu {
     activations: Activations,
     /// What multiplies many rows, where it is not vector registers.
     unit: Option<Unit>,
+    /// What multiplies rows of prompts by integers, where it is not vector registers.
+    prompts_by: Option<Unit>,
+    kept: Kept,
+    /// Rows of sampled tokens in a step that has others.
+    apart: Apart,
     /// The inputs of the product that is computed.
     room: Room,
 }
@@ -61,6 +67,13 @@ struct Local {
     /// Inputs of a layer's rows.
     room: Room,
     between: residual::Between,
+}
+
+/// Some rows of a product, side by side.
+#[derive(Debug, Default)]
+struct Apart {
+    x: Vec<f32>,
+    out: Vec<f32>,
 }
 
 /// Activations.
@@ -95,7 +108,28 @@ impl Cpu {
         let locals = (0..pool.threads()).map(|_| Local::default()).collect();
         let (step, blocks) = (Step::new(limits), Blocks::default());
         let (weights, activations) = (Weights::Stored, Activations::F32);
-        Cpu { level, pool, locals, step, blocks, weights, activations, unit: None, room: Room::default() }
+        Cpu {
+            level,
+            pool,
+            locals,
+            step,
+            blocks,
+            weights,
+            activations,
+            unit: None,
+            prompts_by: None,
+            kept: Kept::All,
+            apart: Apart::default(),
+            room: Room::default(),
+        }
+    }
+
+    /// The same device with rows of prompts left to a matrix unit, if there is one, where integers meet inputs that are
+    /// rounded with care: it rounds them less.
+    #[must_use]
+    pub fn with_prompts_by(self, unit: Option<Unit>) -> Cpu {
+        let prompts_by = unit.filter(|_| self.activations == Activations::Mixed);
+        Cpu { prompts_by, ..self }
     }
 
     /// The same device with products of many rows left to a matrix unit, if there is one, of what is packed from now on.
@@ -127,15 +161,45 @@ impl Cpu {
     /// A product cut by its outputs, and what follows it.
     fn by_outputs(&mut self, (x, weight): (&Buf, &Weight), then: Finish<'_>, out: &mut Buf) {
         assert!(x.width == weight.inputs && out.width == weight.outputs, "widths of a product agree");
-        let (level, out) = (self.level, (out.begin_rows(x.rows), weight.outputs));
-        if x.rows == 0 {
+        self.cut_outputs(x.all(), (weight, weight.form(self.activations)), then, out.begin_rows(x.rows));
+    }
+
+    /// A product of rows in such a form.
+    fn cut_outputs(&mut self, x: &[f32], (weight, form): (&Weight, Form<'_>), then: Finish<'_>, out: &mut [f32]) {
+        let (level, rows) = (self.level, x.len() / weight.inputs);
+        if rows == 0 {
             return;
         }
         let threads = &mut Together(&mut self.pool, &mut self.locals);
-        let inputs = weight.form(self.activations).write(threads, level, (x.all(), x.rows), &mut self.room);
-        self.pool.strips(out, weight.strip(inputs), &mut self.locals, |local, range, strip| {
+        let inputs = form.write(threads, level, (x, rows), &mut self.room);
+        self.pool.strips((out, weight.outputs), weight.strip(inputs), &mut self.locals, |local, range, strip| {
             weight.multiply(level, inputs, (range, then), (strip, &mut local.scratch));
         });
+    }
+
+    /// A product of the step's rows: those of prompts as `form` says, those of sampled tokens as ever, in whatever step
+    /// either stands. What a token leaves in the cache depends on where it is from, and on nothing beside it.
+    fn by_origin(&mut self, (x, weight): (&Buf, &Weight), form: Form<'_>, then: Finish<'_>, out: &mut Buf) {
+        assert!(x.width == weight.inputs && out.width == weight.outputs, "widths of a product agree");
+        let (as_ever, width, all) = (weight.form(self.activations), out.width, out.begin_rows(x.rows));
+        match self.step.sampled().len() {
+            0 => return self.cut_outputs(x.all(), (weight, form), then, all),
+            sampled if sampled == x.rows => return self.cut_outputs(x.all(), (weight, as_ever), then, all),
+            _ => {}
+        }
+        let mut apart = std::mem::take(&mut self.apart);
+        apart.x.clear();
+        apart.out.clear();
+        for row in self.step.sampled() {
+            apart.x.extend_from_slice(x.row(*row));
+            apart.out.extend_from_slice(&all[row * width..][..width]);
+        }
+        self.cut_outputs(&apart.x, (weight, as_ever), then, &mut apart.out);
+        self.cut_outputs(x.all(), (weight, form), then, all);
+        for (row, out) in self.step.sampled().iter().zip(apart.out.chunks_exact(width)) {
+            all[row * width..][..width].copy_from_slice(out);
+        }
+        self.apart = apart;
     }
 }
 
@@ -239,9 +303,23 @@ impl Backend for Cpu {
         let then = Finish { begin: Begin::from(epilogue), bias: &[], activation: Activation::None };
         match &weight.packed {
             // A decoder's, more by far than its inputs: each thread reads its own.
-            Packed::Panels(_) => self.by_outputs((x, weight), then, out),
+            Packed::Panels(_) => match self.prompts_by.and_then(|unit| weight.form_by(unit)) {
+                Some(form) => self.by_origin((x, weight), form, then, out),
+                None => self.by_outputs((x, weight), then, out),
+            },
             _ => self.product((x, weight), then, out),
         }
+    }
+
+    /// By vector registers, wherever the rows are from.
+    fn unembed(&mut self, x: Normed<'_, Buf>, weight: &Weight, normed: &mut Buf, out: &mut Buf) {
+        let then = Finish { begin: Begin::Zero, bias: &[], activation: Activation::None };
+        self.norm(x.x, x.weight, x.epsilon, normed);
+        self.by_outputs((normed, weight), then, out);
+    }
+
+    fn kept(&self) -> Kept {
+        self.kept
     }
 
     fn glu(&mut self, x: &Buf, gate: Gate, out: &mut Buf) {

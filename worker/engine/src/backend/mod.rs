@@ -17,6 +17,7 @@ use serde::Deserialize;
 use crate::Error;
 use crate::model::Ticket;
 use crate::plan::{BlockId, Plan, Sampled};
+use crate::prefix::Kept;
 use crate::quant::{Format, dequantise_row};
 use crate::simd::digits::Rounding;
 
@@ -284,6 +285,20 @@ pub trait Backend: Send {
     ) {
         self.norm(x.x, x.weight, x.epsilon, normed);
         self.linear(normed, weight, Epilogue::Store, out);
+    }
+    /// The same of the step's outputs, by the matrix of the vocabulary.
+    fn unembed(
+        &mut self,
+        x: Normed<'_, Self::Buf>,
+        weight: &Self::Weight,
+        normed: &mut Self::Buf,
+        out: &mut Self::Buf,
+    ) {
+        self.norm_linear(x, weight, normed, out);
+    }
+    /// Which blocks of the cache others may share, by how it computes with the matrices that it has packed.
+    fn kept(&self) -> Kept {
+        Kept::All
     }
     /// `out = gate(g) * up` of (g | up) `= norm(x) * weight^T`. `between`, rows of `x` and of (g | up), is anybody's
     /// afterwards.

@@ -24,6 +24,8 @@ pub(super) struct Step {
     rows: Vec<Row>,
     /// Rows of following tokens of one sequence, at most [`ROWS`] together.
     runs: Vec<Range<usize>>,
+    /// Rows of tokens that were sampled.
+    sampled: Vec<usize>,
     blocks: Vec<BlockId>,
     /// The rows to sample from.
     outputs: Vec<usize>,
@@ -40,6 +42,7 @@ impl Step {
             limits,
             rows: Vec::with_capacity(limits.rows),
             runs: Vec::with_capacity(limits.rows),
+            sampled: Vec::with_capacity(limits.rows),
             blocks: Vec::with_capacity(limits.blocks),
             outputs: Vec::with_capacity(limits.outputs),
             chosen: (0..limits.outputs).map(|_| AtomicU32::new(0)).collect(),
@@ -64,6 +67,7 @@ impl Step {
         }
         self.rows.clear();
         self.runs.clear();
+        self.sampled.clear();
         for span in &plan.spans {
             let end = span.computed + span.rows.len();
             if end.div_ceil(BLOCK_TOKENS) > span.blocks.len() || span.blocks.end > plan.blocks.len() {
@@ -72,6 +76,7 @@ impl Step {
             let first = self.rows.len();
             let end = first + span.rows.len();
             self.runs.extend((first..end).step_by(ROWS).map(|first| first..end.min(first + ROWS)));
+            self.sampled.extend(first + span.prompt.min(span.rows.len())..end);
             for (row, position) in span.rows.clone().zip(span.computed as u32..) {
                 self.rows.push(Row { token: plan.tokens[row], position, blocks: span.blocks.clone() });
             }
@@ -92,6 +97,10 @@ impl Step {
 
     pub(super) fn runs(&self) -> &[Range<usize>] {
         &self.runs
+    }
+
+    pub(super) fn sampled(&self) -> &[usize] {
+        &self.sampled
     }
 
     pub(super) fn table(&self, row: &Row) -> &[BlockId] {

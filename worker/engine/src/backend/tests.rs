@@ -10,8 +10,10 @@ use super::scalar::Scalar;
 use super::{Activations, Backend, Epilogue, Gate, HeadNorms, KvShape, Matrix, Reach, StepLimits, Turn, Weights};
 use crate::fixture::{self, Noise};
 use crate::plan::{BlockId, Plan};
+use crate::prefix::Kept;
 use crate::quant::Format;
 use crate::simd::Level;
+use crate::simd::brains::Unit;
 
 const LIMITS: StepLimits = StepLimits { rows: 128, outputs: 16, blocks: 256 };
 const FORMATS: [Format; 10] = [
@@ -115,6 +117,65 @@ fn products_of_integers_have_the_same_bits_at_every_level_and_in_any_company() {
                 assert_eq!(first, alone, "{} {} alone", format.name(), level.name());
             }
         }
+    }
+}
+
+/// A step of one row for each sequence; those at `sampled` carry tokens that were sampled.
+fn plan_of_origins(rows: usize, sampled: impl Fn(usize) -> bool) -> Plan {
+    let mut plan = plan(&vec![(0, 1); rows], 50);
+    plan.outputs.clear();
+    plan.spans.iter_mut().enumerate().for_each(|(row, span)| span.prompt = usize::from(!sampled(row)));
+    plan
+}
+
+#[test]
+fn rows_of_prompts_are_left_to_a_unit_and_have_the_same_bits_in_any_company() {
+    let mut noise = Noise(13);
+    let (outputs, rows) = (77, 45);
+    for format in FORMATS.into_iter().filter(|format| format.block_len() > 1) {
+        let columns = 96_usize.next_multiple_of(format.block_len());
+        let data = noise.matrix(format, outputs, columns);
+        let parts = [Matrix { format, columns, data: &data }];
+        let (x, before) = (noise.numbers(rows * columns), noise.numbers(rows * outputs));
+        let truth = linear(&mut Scalar::new(LIMITS), (&x, columns), &parts, Some(&before));
+        for unit in [Some(Unit::Plain), Level::detect().unit()].into_iter().flatten() {
+            let mixed = || Cpu::new(Level::detect(), 2, LIMITS).with(Activations::Mixed);
+            let of = |rows: std::ops::Range<usize>, sampled: &dyn Fn(usize) -> bool| {
+                let mut cpu = mixed().with_prompts_by(Some(unit));
+                cpu.step_begin(&plan_of_origins(rows.len(), |row| sampled(rows.start + row))).expect("the plan fits");
+                let (x, before) =
+                    (&x[rows.start * columns..rows.end * columns], &before[rows.start * outputs..rows.end * outputs]);
+                let out = linear(&mut cpu, (x, columns), &parts, Some(before));
+                assert_eq!(cpu.kept(), Kept::Prompts);
+                out
+            };
+            let case = format!("{} by {unit:?}", format.name());
+            let prompts = of(0..rows, &|_| false);
+            // Brain floats are nearer than a byte.
+            assert!(error(&truth, &prompts) < 2e-5, "{case}: {}", error(&truth, &prompts));
+            let sampled = linear(&mut mixed(), (&x, columns), &parts, Some(&before));
+            assert_eq!(sampled, of(0..rows, &|_| true), "{case}");
+            let odd = |row: usize| row % 3 == 1;
+            let apart = |row: usize| if odd(row) { &sampled } else { &prompts };
+            let expected: Vec<f32> =
+                (0..rows).flat_map(|row| &apart(row)[row * outputs..][..outputs]).copied().collect();
+            assert_eq!(expected, of(0..rows, &odd), "{case}");
+            let alone: Vec<f32> = (0..rows).flat_map(|row| of(row..row + 1, &odd)).collect();
+            assert_eq!(expected, alone, "{case} alone");
+        }
+    }
+}
+
+#[test]
+fn numbers_that_stand_for_themselves_are_not_left_to_a_unit() {
+    let mut noise = Noise(14);
+    for format in [Format::F32, Format::F16, Format::BF16] {
+        let (data, x) = (noise.matrix(format, 40, 64), noise.numbers(3 * 64));
+        let parts = [Matrix { format, columns: 64, data: &data }];
+        let mixed = || Cpu::new(Level::detect(), 1, LIMITS).with(Activations::Mixed);
+        let mut by_unit = mixed().with_prompts_by(Some(Unit::Plain));
+        assert_eq!(linear(&mut by_unit, (&x, 64), &parts, None), linear(&mut mixed(), (&x, 64), &parts, None));
+        assert_eq!(by_unit.kept(), Kept::All);
     }
 }
 

@@ -62,10 +62,10 @@ impl Driver {
         shared: Arc<Shared>,
     ) -> Self {
         Self {
+            scheduler: Scheduler::new(shared.limits).keeping(model.shape().kept),
             model,
             vocabulary,
             listener,
-            scheduler: Scheduler::new(shared.limits),
             shared,
             jobs: HashMap::new(),
             entering: None,

@@ -7,7 +7,7 @@ use crate::backend::Activations;
 use crate::listener::{Gathering, Listener};
 use crate::model::Shape;
 use crate::plan::{BLOCK_TOKENS, TokenId};
-use crate::prefix::Scope;
+use crate::prefix::{Kept, Scope};
 use crate::sampler::Sampling;
 use crate::scheduler::fake::{Dice, END, Fake, Fault, VOCABULARY, alone};
 use std::collections::HashMap;
@@ -53,7 +53,7 @@ fn spoken(job: &Job) -> String {
 }
 
 fn shape(blocks: usize) -> Shape {
-    Shape { context: 200, vocabulary: VOCABULARY, blocks, step_tokens: 64 }
+    Shape { context: 200, vocabulary: VOCABULARY, blocks, step_tokens: 64, kept: Kept::All }
 }
 
 fn config() -> EngineConfig {

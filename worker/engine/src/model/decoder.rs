@@ -135,7 +135,7 @@ impl<B: Backend> Decoder<B> {
         backend.take_outputs(&s.x, &mut s.last);
         let unembedding = weights.unembedding.as_ref().unwrap_or(&weights.embedding);
         let normed = Normed { x: &s.last, weight: &weights.norm, epsilon: config.epsilon };
-        backend.norm_linear(normed, unembedding, &mut s.last_normed, &mut s.logits);
+        backend.unembed(normed, unembedding, &mut s.last_normed, &mut s.logits);
         progress.fetch_add(1, Ordering::Relaxed);
         backend.step_end()
     }
@@ -166,6 +166,7 @@ impl<B: Backend> Model for Decoder<B> {
             vocabulary: self.config.vocabulary,
             blocks: self.room.blocks,
             step_tokens: self.room.step_tokens,
+            kept: self.backend.kept(),
         }
     }
 

@@ -27,6 +27,7 @@ pub use rounding::{Rounded, Rounding};
 
 use crate::Error;
 use crate::plan::{Plan, Sampled};
+use crate::prefix::Kept;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -41,6 +42,8 @@ pub struct Shape {
     pub blocks: usize,
     /// Rows a step may have.
     pub step_tokens: usize,
+    /// Which blocks sequences may share.
+    pub kept: Kept,
 }
 
 /// A step given to the model and not collected yet.

@@ -1,9 +1,9 @@
 //! The real model: does it speak, and does it say the same in any company.
 
 use super::{Decoder, Model, ModelConfig, Room};
-use crate::backend::StepLimits;
 use crate::backend::cpu::Cpu;
 use crate::backend::scalar::Scalar;
+use crate::backend::{Activations, StepLimits};
 use crate::fixture;
 use crate::gguf::Gguf;
 use crate::plan::{BLOCK_TOKENS, BlockId, Output, Plan, Sampled, SequenceId, Span, TokenId};
@@ -12,13 +12,17 @@ use crate::simd::Level;
 
 const BLOCKS: usize = 256;
 const STEP_TOKENS: usize = 256;
+const LIMITS: StepLimits = StepLimits { rows: STEP_TOKENS, outputs: 64, blocks: 64 * 64 };
 
 fn model(level: Level, threads: usize) -> Decoder<Cpu> {
+    on(Cpu::new(level, threads, LIMITS))
+}
+
+fn on(cpu: Cpu) -> Decoder<Cpu> {
     let gguf = Gguf::open(&fixture::smollm2()).expect("the fixture opens");
     let config = ModelConfig::from_gguf(&gguf).expect("the fixture is a llama");
-    let limits = StepLimits { rows: STEP_TOKENS, outputs: 64, blocks: 64 * 64 };
     let room = Room { step_tokens: STEP_TOKENS, outputs: 64, blocks: BLOCKS };
-    Decoder::load(&gguf, config, room, Cpu::new(level, threads, limits)).expect("the fixture loads")
+    Decoder::load(&gguf, config, room, cpu).expect("the fixture loads")
 }
 
 /// Words of the vocabulary to tokens, one by one.
@@ -61,13 +65,14 @@ fn question() -> Vec<TokenId> {
 struct Sequence {
     id: u64,
     tokens: Vec<TokenId>,
+    prompt: usize,
     computed: usize,
     blocks: Vec<BlockId>,
 }
 
 impl Sequence {
     fn new(id: u64, tokens: Vec<TokenId>, blocks: Vec<BlockId>) -> Sequence {
-        Sequence { id, tokens, computed: 0, blocks }
+        Sequence { id, prompt: tokens.len(), tokens, computed: 0, blocks }
     }
 
     /// Adds up to `rows` rows to the plan; an output where that reaches the end.
@@ -81,6 +86,7 @@ impl Sequence {
             sequence: SequenceId(self.id),
             rows: row..plan.rows(),
             computed: self.computed,
+            prompt: self.prompt.clamp(self.computed, end) - self.computed,
             blocks: table..plan.blocks.len(),
         });
         if end == self.tokens.len() {
@@ -125,13 +131,23 @@ fn it_knows_the_capital_of_france() {
 
 #[test]
 fn a_sequence_says_the_same_alone_and_in_any_company() {
+    says_the_same(model(Level::detect(), 2));
+}
+
+/// What a worker has: by the matrix unit, where there is one.
+#[test]
+fn a_sequence_of_rounded_inputs_says_the_same_alone_and_in_any_company() {
+    let cpu = Cpu::new(Level::detect(), 2, LIMITS).with(Activations::Mixed);
+    says_the_same(on(cpu.with_prompts_by(Level::detect().unit())));
+}
+
+fn says_the_same(mut model: Decoder<Cpu>) {
     const SEQUENCES: u64 = 32;
     const OUTPUTS: usize = 6;
     let base = question();
     let prompts: Vec<Vec<TokenId>> = (0..SEQUENCES as usize)
         .map(|n| base.iter().cycle().skip(n * 5 % 11).take(3 + n * 7 % 41).copied().collect())
         .collect();
-    let mut model = model(Level::detect(), 2);
     let blocks = |first: u64| (0..8).map(|block| BlockId((first * 8 + block) as u32)).collect::<Vec<_>>();
     let expected: Vec<Vec<TokenId>> = prompts
         .iter()

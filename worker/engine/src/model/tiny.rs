@@ -75,7 +75,13 @@ fn plan(tokens: &[u32], computed: usize, block: u32) -> Plan {
     Plan {
         tokens: tokens.to_vec(),
         positions: (computed..computed + tokens.len()).map(|position| position as u32).collect(),
-        spans: vec![Span { sequence: SequenceId(0), rows: 0..tokens.len(), computed, blocks: 0..5 }],
+        spans: vec![Span {
+            sequence: SequenceId(0),
+            rows: 0..tokens.len(),
+            computed,
+            prompt: tokens.len(),
+            blocks: 0..5,
+        }],
         blocks: vec![BlockId(block); 5],
         ..Plan::default()
     }

@@ -48,6 +48,7 @@ impl<'a> Draft<'a> {
             sequence: sequence.id,
             rows: first_row..plan.rows(),
             computed: start,
+            prompt: sequence.prompt_tokens().clamp(start, end) - start,
             blocks: first_block..plan.blocks.len(),
         });
         (end > known).then(|| {

@@ -68,6 +68,7 @@ impl World {
             vocabulary: VOCABULARY,
             blocks: dice.roll(1..10),
             step_tokens: dice.roll(1..40),
+            kept: if dice.roll(0..2) == 0 { Kept::All } else { Kept::Prompts },
         };
         let limits = Limits {
             context: shape.context,
@@ -85,7 +86,7 @@ impl World {
         Self {
             dice,
             now: Instant::now(),
-            scheduler: Scheduler::new(limits),
+            scheduler: Scheduler::new(limits).keeping(shape.kept),
             model: Fake::new(shape, depth, faults),
             depth,
             plan: Plan::default(),

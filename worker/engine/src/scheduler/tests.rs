@@ -147,6 +147,29 @@ fn one_that_begins_as_another_computes_the_rest() {
 }
 
 #[test]
+fn what_was_sampled_is_shared_only_where_all_blocks_are_kept() {
+    for (kept, shared) in [(Kept::All, 2), (Kept::Prompts, 1)] {
+        let mut bench = Bench::new(20, 64, 4);
+        bench.scheduler = Scheduler::new(bench.scheduler.limits).keeping(kept);
+        bench.submit(7, BLOCK_TOKENS, BLOCK_TOKENS + 1);
+        while !bench.step().is_empty() {}
+        bench.submit(7, 3 * BLOCK_TOKENS, 1);
+        assert_eq!(bench.step(), [(7, shared * BLOCK_TOKENS, (3 - shared) * BLOCK_TOKENS)], "{kept:?}");
+    }
+}
+
+#[test]
+fn a_span_tells_what_its_sequence_came_with() {
+    let mut bench = Bench::new(10, 8, 4);
+    bench.submit(1, 10, 3);
+    let mut prompts = Vec::new();
+    while !bench.step().is_empty() {
+        prompts.extend(bench.plan.spans.iter().map(|span| (span.rows.len(), span.prompt)));
+    }
+    assert_eq!(prompts, [(8, 8), (2, 2), (1, 0), (1, 0)]);
+}
+
+#[test]
 fn nothing_is_shared_between_scopes() {
     let mut bench = Bench::new(9, 64, 8);
     for (id, scope) in [(1, "a"), (2, "b"), (3, "a")] {

@@ -6,7 +6,7 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::avx512::Avx512;
-use super::brains::{Closeness, SIDE, SQUARE, Sums};
+use super::brains::{Closeness, Line, SIDE, Sums};
 
 /// Evidence of AMX with brain floats, of AVX-512 with the same, and of the kernel's permission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,9 +40,6 @@ const WHOLE: Shape = {
     }
     Shape { palette: 1, start: 0, reserved: [0; 14], columns, rows }
 };
-
-/// A row of 32 numbers as brain floats, a line of the cache.
-type Line = [u16; SIDE];
 
 impl Amx {
     pub(super) fn detect() -> Option<Amx> {
@@ -96,6 +93,19 @@ macro_rules! read_both {
     };
 }
 
+/// One tile of inputs by two of weights, all read.
+macro_rules! read_half {
+    () => {
+        concat!(
+            "tileloadd tmm4, [{x} + {line}]\n",
+            "tileloadd tmm6, [{w} + {line}]\n",
+            "tdpbf16ps tmm0, tmm4, tmm6\n",
+            "tileloadd tmm7, [{w} + {line} + 1024]\n",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+        )
+    };
+}
+
 /// The nearest of inputs by the weights that were read.
 macro_rules! read_inputs {
     () => {
@@ -125,14 +135,16 @@ macro_rules! read_weights {
 }
 
 impl Shaped {
-    /// The products of a row of `blocks` squares of inputs and as many of weights, added up.
+    /// The products of a row of `blocks` squares of inputs and as many of weights, added up: of the first `rows` of them at
+    /// least.
     ///
     /// # Safety
     /// As many squares of as many planes as `closeness` has lie at `x` and at `w`.
     pub(super) unsafe fn multiply(
         &self,
-        (x, w): (*const u16, *const u16),
+        (x, w): (*const Line, *const Line),
         (blocks, closeness): (usize, Closeness),
+        rows: usize,
         sums: &mut Sums,
     ) {
         // One block of code, since no register may be counted on between two.
@@ -153,8 +165,8 @@ impl Shaped {
                     x = inout(reg) x => _,
                     w = inout(reg) w => _,
                     blocks = inout(reg) blocks => _,
-                    x_step = in(reg) 2 * SQUARE * closeness.planes().0,
-                    w_step = in(reg) 2 * SQUARE * closeness.planes().1,
+                    x_step = in(reg) SIDE * size_of::<Line>() * closeness.planes().0,
+                    w_step = in(reg) SIDE * size_of::<Line>() * closeness.planes().1,
                     sums = in(reg) sums,
                     line = in(reg) 64_usize,
                     wide = in(reg) 128_usize,
@@ -171,6 +183,7 @@ impl Shaped {
         // SAFETY: the registers are shaped, because `self` is; squares lie where the caller says.
         unsafe {
             match closeness {
+                Closeness::Coarse if rows <= SIDE / 2 => products!(read_half!()),
                 Closeness::Coarse => products!(read_both!("0", "1024")),
                 Closeness::Brains => products!(read_both!("2048", "3072"), read_inputs!()),
                 Closeness::Near => products!(read_both!("2048", "3072"), read_inputs!(), read_weights!()),
@@ -202,13 +215,13 @@ unsafe fn split(x: &[f32; SIDE], near: &mut Line, rest: Option<&mut Line>) {
     unsafe {
         let halves = [_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(SIDE / 2))];
         let nearest = _mm512_cvtne2ps_pbh(halves[1], halves[0]);
-        std::ptr::write_unaligned(near.as_mut_ptr().cast(), nearest);
+        std::ptr::write_unaligned(near.0.as_mut_ptr().cast(), nearest);
         let Some(rest) = rest else { return };
         let left = |half: usize| {
-            let near = _mm256_loadu_si256(near.as_ptr().add(half * SIDE / 2).cast());
+            let near = _mm256_loadu_si256(near.0.as_ptr().add(half * SIDE / 2).cast());
             let near = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(near));
             _mm512_sub_ps(halves[half], _mm512_castsi512_ps(near))
         };
-        std::ptr::write_unaligned(rest.as_mut_ptr().cast(), _mm512_cvtne2ps_pbh(left(1), left(0)));
+        std::ptr::write_unaligned(rest.0.as_mut_ptr().cast(), _mm512_cvtne2ps_pbh(left(1), left(0)));
     }
 }

@@ -11,6 +11,7 @@ mod sealed {
     impl Plain for u8 {}
     impl Plain for u16 {}
     impl Plain for f32 {}
+    impl Plain for crate::simd::brains::Line {}
 }
 
 /// A slice of plain numbers on anonymous pages.

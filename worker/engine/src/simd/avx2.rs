@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 use std::hint::black_box;
 
 use super::digits::UNSIGNED;
-use super::lanes::Lanes;
+use super::lanes::{Lanes, NEAREST_BRAIN, UPPER_HALF};
 use super::{Kernel, LANES};
 
 /// Evidence of AVX2, FMA and F16C.
@@ -137,6 +137,11 @@ impl<const VNNI: bool> Lanes for Ymm<VNNI> {
     unsafe fn load_bf16(from: *const u16) -> Pair {
         // SAFETY: see the head of this block.
         unsafe { (brain(from), brain(from.add(8))) }
+    }
+    #[inline(always)]
+    unsafe fn store_brains(to: *mut u32, first: Pair, second: Pair) {
+        // SAFETY: see the head of this block.
+        unsafe { Self::store_u32(to, (brains(first.0, second.0), brains(first.1, second.1))) };
     }
     #[inline(always)]
     unsafe fn store_i8(to: *mut i8, x: Pair) -> i32 {
@@ -384,6 +389,18 @@ unsafe fn times_two_to(x: __m256, n: __m256) -> __m256 {
     unsafe {
         let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
         _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent)))
+    }
+}
+
+/// The nearest brain floats of two numbers of each lane, side by side.
+#[inline(always)]
+unsafe fn brains(first: __m256, second: __m256) -> __m256i {
+    // SAFETY: inlined into `run`, where the features are.
+    unsafe {
+        let half = _mm256_set1_epi32(NEAREST_BRAIN.cast_signed());
+        let first = _mm256_srli_epi32::<16>(_mm256_add_epi32(_mm256_castps_si256(first), half));
+        let second = _mm256_add_epi32(_mm256_castps_si256(second), half);
+        _mm256_or_si256(first, _mm256_and_si256(second, _mm256_set1_epi32(UPPER_HALF.cast_signed())))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::digits::UNSIGNED;
-use super::lanes::Lanes;
+use super::lanes::{Lanes, NEAREST_BRAIN, UPPER_HALF};
 use super::{Kernel, LANES};
 
 /// Evidence of AVX-512 F, BW, DQ, VL and VNNI with FMA and F16C.
@@ -101,6 +101,17 @@ impl Lanes for Zmm {
         unsafe {
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_brains(to: *mut u32, first: __m512, second: __m512) {
+        // SAFETY: see the head of this block.
+        unsafe {
+            let half = Self::splat_u32(NEAREST_BRAIN);
+            let first = _mm512_srli_epi32::<16>(_mm512_add_epi32(_mm512_castps_si512(first), half));
+            let second = _mm512_add_epi32(_mm512_castps_si512(second), half);
+            let second = _mm512_and_si512(second, Self::splat_u32(UPPER_HALF));
+            Self::store_u32(to, _mm512_or_si512(first, second));
         }
     }
     #[inline(always)]

@@ -4,6 +4,9 @@
 //! products of two such sums the least adds nothing that single precision would show. So three passes of the unit are a
 //! product of single precision, to some 2^-17 of it, and one pass is one of brain floats.
 //!
+//! Encoders' matrices are packed as squares. A decoder's stay as they are in [`Panels`], a quarter as large: the squares of
+//! some outputs are made anew for each product, and all rows pass them ([`unpack`](super::unpack)).
+//!
 //! Matrices lie in squares of 32 by 32. A row's result depends on neither the rows beside it nor the number of threads;
 //! but a unit adds in an order of its own, so that results are not, to the bit, those of [`linear`](super::linear).
 
@@ -13,6 +16,9 @@ use super::affine::{Finish, finish};
 #[cfg(target_arch = "x86_64")]
 use super::amx::{Amx, Shaped};
 use super::arena::{Arena, Use};
+use super::linear::Scratch;
+use super::panel::Panels;
+use super::unpack::unpack;
 use super::{LANES, Level};
 use crate::Error;
 use crate::backend::{Matrix, each_row};
@@ -23,6 +29,33 @@ use crate::quant::Format;
 pub const SIDE: usize = 32;
 /// Numbers of a square.
 pub(super) const SQUARE: usize = SIDE * SIDE;
+
+/// A row of a square, and of the cache: 32 brain floats.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub struct Line(pub(super) [u16; SIDE]);
+
+impl Line {
+    /// 32 zeros.
+    pub const ZERO: Line = Line([0; SIDE]);
+}
+
+/// How rows of inputs become squares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Numbers of a row.
+    pub columns: usize,
+    /// How near they stay.
+    pub closeness: Closeness,
+}
+
+impl Shape {
+    /// Lines of up to 32 rows.
+    #[must_use]
+    pub const fn group(self) -> usize {
+        self.columns.div_ceil(SIDE) * self.closeness.planes().0 * SIDE
+    }
+}
 
 /// What multiplies squares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,12 +97,6 @@ impl Closeness {
             Closeness::Near => (2, 2),
         }
     }
-
-    /// Brain floats of up to 32 rows of inputs.
-    #[must_use]
-    pub const fn group(self, columns: usize) -> usize {
-        columns.div_ceil(SIDE) * self.planes().0 * SQUARE
-    }
 }
 
 /// A packed matrix (rows, columns): (squares of rows, squares of columns, planes). In a square the numbers of two columns
@@ -79,7 +106,7 @@ pub struct Tiles {
     rows: usize,
     columns: usize,
     closeness: Closeness,
-    numbers: Arena<u16>,
+    lines: Arena<Line>,
 }
 
 impl Tiles {
@@ -89,8 +116,8 @@ impl Tiles {
     /// When rows are not whole or not equally long, or there is no memory.
     pub fn pack(parts: &[Matrix<'_>], closeness: Closeness, round: impl Fn(&mut [f32])) -> Result<Tiles, Error> {
         let (columns, rows) = (parts.first().map_or(0, |part| part.columns), parts.iter().map(Matrix::rows).sum());
-        let numbers = Arena::zeroed(packed_numbers(rows, columns, closeness), Use::Dense)?;
-        let mut tiles = Tiles { rows, columns, closeness, numbers };
+        let lines = Arena::zeroed(packed_lines(rows, columns, closeness), Use::Dense)?;
+        let mut tiles = Tiles { rows, columns, closeness, lines };
         each_row(parts, |row, numbers| {
             round(numbers);
             tiles.put(row, numbers);
@@ -99,23 +126,22 @@ impl Tiles {
     }
 
     fn put(&mut self, row: usize, numbers: &[f32]) {
-        let planes = self.closeness.planes().1;
-        let squares = self.squares() * planes * SQUARE;
-        let group = &mut self.numbers[row / SIDE * squares..][..squares];
+        let (planes, lines) = (self.closeness.planes().1, self.group_lines());
+        let group = &mut self.lines[row / SIDE * lines..][..lines];
         for (column, number) in numbers.iter().enumerate() {
             let place = place(row % SIDE, column % SIDE);
             let mut rest = *number;
             for plane in 0..planes {
                 let near = half::bf16::from_f32(rest);
-                group[(column / SIDE * planes + plane) * SQUARE + place] = near.to_bits();
+                group[(column / SIDE * planes + plane) * SIDE + place / SIDE].0[place % SIDE] = near.to_bits();
                 rest -= near.to_f32();
             }
         }
     }
 
-    /// Squares of columns.
-    fn squares(&self) -> usize {
-        self.columns.div_ceil(SIDE)
+    /// Lines of 32 outputs.
+    fn group_lines(&self) -> usize {
+        self.columns.div_ceil(SIDE) * self.closeness.planes().1 * SIDE
     }
 
     /// Output rows, without padding.
@@ -130,41 +156,40 @@ impl Tiles {
         self.columns
     }
 
-    /// Brain floats of up to 32 rows of inputs.
+    /// How rows of inputs are to lie.
     #[must_use]
-    pub fn group(&self) -> usize {
-        self.closeness.group(self.columns)
+    pub fn shape(&self) -> Shape {
+        Shape { columns: self.columns, closeness: self.closeness }
     }
 }
 
 /// Where a square has the weight of an output for a column.
-fn place(output: usize, column: usize) -> usize {
+pub(super) fn place(output: usize, column: usize) -> usize {
     output / LANES * SQUARE / 2 + (column / 2 * LANES + output % LANES) * 2 + column % 2
 }
 
-/// Brain floats of a packed matrix.
-fn packed_numbers(rows: usize, columns: usize, closeness: Closeness) -> usize {
+/// Lines of a packed matrix.
+fn packed_lines(rows: usize, columns: usize, closeness: Closeness) -> usize {
     let squares = rows.div_ceil(SIDE).saturating_mul(columns.div_ceil(SIDE));
-    squares.saturating_mul(closeness.planes().1 * SQUARE)
+    squares.saturating_mul(closeness.planes().1 * SIDE)
 }
 
 /// Bytes of a packed matrix.
 #[must_use]
 pub fn packed_bytes(rows: usize, columns: usize, closeness: Closeness) -> usize {
-    packed_numbers(rows, columns, closeness).saturating_mul(size_of::<u16>())
+    packed_lines(rows, columns, closeness).saturating_mul(size_of::<Line>())
 }
 
 /// Writes up to 32 rows of inputs as squares; what rows are not there keep what they held.
 ///
 /// # Panics
 /// When shapes disagree.
-pub fn split(unit: Unit, x: &[f32], weights: &Tiles, out: &mut [u16]) {
-    let (columns, planes) = (weights.columns, weights.closeness.planes().0);
+pub fn split(unit: Unit, x: &[f32], shape: Shape, out: &mut [Line]) {
+    let (columns, planes) = (shape.columns, shape.closeness.planes().0);
     assert!(x.len().is_multiple_of(columns) && x.len() <= SIDE * columns, "up to 32 rows");
-    assert_eq!(out.len(), weights.group(), "squares of a group");
-    for (block, square) in out.chunks_exact_mut(planes * SQUARE).enumerate() {
-        let (near, rest) = square.split_at_mut(SQUARE);
-        let (near, rest) = (near.as_chunks_mut::<SIDE>().0, rest.as_chunks_mut::<SIDE>().0);
+    assert_eq!(out.len(), shape.group(), "squares of a group");
+    for (block, square) in out.chunks_exact_mut(planes * SIDE).enumerate() {
+        let (near, rest) = square.split_at_mut(SIDE);
         for (row, x) in x.chunks_exact(columns).enumerate() {
             let x = &x[block * SIDE..columns.min((block + 1) * SIDE)];
             let mut padded = [0.0; SIDE];
@@ -183,24 +208,41 @@ pub fn split(unit: Unit, x: &[f32], weights: &Tiles, out: &mut [u16]) {
 /// When shapes disagree, or the outputs do not begin with a square.
 pub fn multiply(
     (unit, level): (Unit, Level),
-    inputs: &[u16],
+    inputs: &[Line],
     (weights, outputs): (&Tiles, Range<usize>),
     then: Finish<'_>,
     out: &mut Strip<'_>,
 ) {
-    let (rows, group) = (out.rows(), weights.group());
     assert!(outputs.start.is_multiple_of(SIDE) && outputs.end <= weights.rows, "outputs of the matrix");
-    assert!(out.columns() == outputs.len() && inputs.len() >= rows.div_ceil(SIDE) * group, "rows of inputs");
-    let (squares, mut sums, work) =
-        (weights.squares() * weights.closeness.planes().1 * SQUARE, Sums([0.0; SQUARE]), unit.begin());
+    assert_eq!(out.columns(), outputs.len(), "a column for each output");
+    let (lines, mut work) = (weights.group_lines(), Work::begin(unit, level, weights.shape()));
     for first in outputs.clone().step_by(SIDE) {
         let columns = first - outputs.start..outputs.end.min(first + SIDE) - outputs.start;
-        let w = &weights.numbers[first / SIDE * squares..][..squares];
-        for (index, x) in inputs.chunks_exact(group).take(rows.div_ceil(SIDE)).enumerate() {
-            let band = index * SIDE..rows.min((index + 1) * SIDE);
-            work.multiply(x, w, weights.closeness, &mut sums);
-            finish(level, &sums.0, then.part(columns.clone()), &mut out.band(band).part(columns.clone()));
-        }
+        let w = &weights.lines[first / SIDE * lines..][..lines];
+        work.outputs(inputs, w, then.part(columns.clone()), &mut out.part(columns));
+    }
+}
+
+/// The same of panels `panels` of a matrix of integers, whose first row is the first column of `out`.
+///
+/// # Panics
+/// When shapes disagree, or the weights are no integers.
+pub fn multiply_panels(
+    (unit, level): (Unit, Level),
+    inputs: &[Line],
+    (weights, panels): (&Panels, Range<usize>),
+    (then, out): (Finish<'_>, &mut Strip<'_>),
+    scratch: &mut Scratch,
+) {
+    let shape = Shape { columns: weights.columns(), closeness: Closeness::Coarse };
+    let squares = &mut scratch.squares;
+    squares.resize(squares.len().max(shape.group()), Line::ZERO);
+    let (w, mut work) = (&mut squares[..shape.group()], Work::begin(unit, level, shape));
+    for first in panels.clone().step_by(SIDE / LANES) {
+        let some = first..panels.end.min(first + SIDE / LANES);
+        unpack(level, weights, some.clone(), w);
+        let columns = (first - panels.start) * LANES..out.columns().min((some.end - panels.start) * LANES);
+        work.outputs(inputs, w, then.part(columns.clone()), &mut out.part(columns));
     }
 }
 
@@ -209,55 +251,55 @@ pub fn multiply(
 pub(super) struct Sums(pub(super) [f32; SQUARE]);
 
 /// A unit that is ready to multiply.
-enum Work {
+enum Ready {
     Plain,
     #[cfg(target_arch = "x86_64")]
     Amx(Shaped),
 }
 
 impl Unit {
-    fn split(self, x: &[f32; SIDE], near: &mut [u16; SIDE], rest: Option<&mut [u16; SIDE]>) {
+    fn split(self, x: &[f32; SIDE], near: &mut Line, rest: Option<&mut Line>) {
         match self {
             #[cfg(target_arch = "x86_64")]
             Unit::Amx(amx) => amx.split(x, near, rest),
             Unit::Plain => {
-                *near = x.map(|x| half::bf16::from_f32(x).to_bits());
+                near.0 = x.map(|x| half::bf16::from_f32(x).to_bits());
                 if let Some(rest) = rest {
-                    *rest = std::array::from_fn(|i| half::bf16::from_f32(x[i] - number(near[i])).to_bits());
+                    rest.0 = std::array::from_fn(|i| half::bf16::from_f32(x[i] - number(near.0[i])).to_bits());
                 }
             }
         }
     }
 
-    fn begin(self) -> Work {
+    fn begin(self) -> Ready {
         match self {
-            Unit::Plain => Work::Plain,
+            Unit::Plain => Ready::Plain,
             #[cfg(target_arch = "x86_64")]
-            Unit::Amx(amx) => Work::Amx(amx.begin()),
+            Unit::Amx(amx) => Ready::Amx(amx.begin()),
         }
     }
 }
 
-impl Work {
-    /// The products of a row of squares of inputs and one of weights, added up.
-    fn multiply(&self, x: &[u16], w: &[u16], closeness: Closeness, sums: &mut Sums) {
+impl Ready {
+    /// The products of a row of squares of inputs and one of weights, added up: of the first `rows` of them at least.
+    fn multiply(&self, (x, w): (&[Line], &[Line]), closeness: Closeness, rows: usize, sums: &mut Sums) {
         let (inputs, weights) = closeness.planes();
-        let blocks = x.len() / (inputs * SQUARE);
-        assert!(x.len() == blocks * inputs * SQUARE && w.len() == blocks * weights * SQUARE, "as many squares");
+        let blocks = x.len() / (inputs * SIDE);
+        assert!(x.len() == blocks * inputs * SIDE && w.len() == blocks * weights * SIDE, "as many squares");
         match self {
             // SAFETY: as many squares as closeness asks for, counted above.
             #[cfg(target_arch = "x86_64")]
-            Work::Amx(shaped) => unsafe { shaped.multiply((x.as_ptr(), w.as_ptr()), (blocks, closeness), sums) },
-            Work::Plain => {
+            Ready::Amx(shaped) => unsafe { shaped.multiply((x.as_ptr(), w.as_ptr()), (blocks, closeness), rows, sums) },
+            Ready::Plain => {
                 sums.0.fill(0.0);
-                for (x, w) in x.chunks_exact(inputs * SQUARE).zip(w.chunks_exact(weights * SQUARE)) {
+                for (x, w) in x.chunks_exact(inputs * SIDE).zip(w.chunks_exact(weights * SIDE)) {
                     let pairs: &[(usize, usize)] = match closeness {
                         Closeness::Coarse => &[(0, 0)],
                         Closeness::Brains => &[(1, 0), (0, 0)],
                         Closeness::Near => &[(1, 0), (0, 0), (0, 1)],
                     };
                     for (input, weight) in pairs {
-                        add(&x[input * SQUARE..][..SQUARE], &w[weight * SQUARE..][..SQUARE], sums);
+                        add(&x[input * SIDE..][..rows], &w[weight * SIDE..][..SIDE], sums);
                     }
                 }
             }
@@ -265,13 +307,41 @@ impl Work {
     }
 }
 
-/// Adds the products of two squares.
-fn add(x: &[u16], w: &[u16], sums: &mut Sums) {
-    for (row, x) in x.chunks_exact(SIDE).enumerate() {
+/// Products of rows of inputs in such a shape.
+struct Work {
+    ready: Ready,
+    level: Level,
+    shape: Shape,
+    sums: Sums,
+}
+
+impl Work {
+    fn begin(unit: Unit, level: Level, shape: Shape) -> Work {
+        Work { ready: unit.begin(), level, shape, sums: Sums([0.0; SQUARE]) }
+    }
+
+    /// Writes up to 32 outputs of all rows, and what follows them.
+    fn outputs(&mut self, inputs: &[Line], w: &[Line], then: Finish<'_>, out: &mut Strip<'_>) {
+        let (rows, group) = (out.rows(), self.shape.group());
+        assert!(inputs.len() >= rows.div_ceil(SIDE) * group, "rows of inputs");
+        for (index, x) in inputs.chunks_exact(group).take(rows.div_ceil(SIDE)).enumerate() {
+            let band = index * SIDE..rows.min((index + 1) * SIDE);
+            self.ready.multiply((x, w), self.shape.closeness, band.len(), &mut self.sums);
+            finish(self.level, &self.sums.0, then, &mut out.band(band));
+        }
+    }
+}
+
+/// Adds the products of rows of inputs and a square of weights.
+fn add(x: &[Line], w: &[Line], sums: &mut Sums) {
+    for (row, x) in x.iter().enumerate() {
         for output in 0..SIDE {
-            let w = |column: usize| number(w[place(output, column)]);
+            let w = |column: usize| {
+                let place = place(output, column);
+                number(w[place / SIDE].0[place % SIDE])
+            };
             let sum = &mut sums.0[row * SIDE + output];
-            *sum = x.iter().enumerate().fold(*sum, |sum, (column, x)| number(*x).mul_add(w(column), sum));
+            *sum = x.0.iter().enumerate().fold(*sum, |sum, (column, x)| number(*x).mul_add(w(column), sum));
         }
     }
 }

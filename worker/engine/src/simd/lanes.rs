@@ -4,6 +4,10 @@ use half::f16;
 
 use super::LANES;
 
+/// What makes cutting a number to its upper half rounding it to the nearest brain float.
+pub(super) const NEAREST_BRAIN: u32 = 0x8000;
+/// The upper half of a word.
+pub(super) const UPPER_HALF: u32 = 0xffff_0000;
 /// Words of every lane's 16 bytes, parted.
 pub(super) const PARTS: usize = 8 * LANES;
 
@@ -36,6 +40,8 @@ pub(super) trait Lanes: Copy {
     unsafe fn load_f16(from: *const u16) -> Self::F;
     unsafe fn store_f16(to: *mut u16, x: Self::F);
     unsafe fn load_bf16(from: *const u16) -> Self::F;
+    /// Writes the nearest brain floats of two numbers of each lane side by side; of two that are as near the greater in size.
+    unsafe fn store_brains(to: *mut u32, first: Self::F, second: Self::F);
     /// Integral numbers of -128 to 127, others become the nearest of those; returns their sum.
     unsafe fn store_i8(to: *mut i8, x: Self::F) -> i32;
     unsafe fn load_u32(from: *const u32) -> Self::U;
@@ -245,6 +251,13 @@ impl Lanes for Portable {
     unsafe fn load_bf16(from: *const u16) -> Self::F {
         // SAFETY: the caller's pointer is valid for 16 numbers.
         std::array::from_fn(|i| f32::from_bits(u32::from(unsafe { *from.add(i) }) << 16))
+    }
+    #[inline(always)]
+    unsafe fn store_brains(to: *mut u32, first: Self::F, second: Self::F) {
+        let near = |x: f32| x.to_bits().wrapping_add(NEAREST_BRAIN);
+        let both: Self::U = std::array::from_fn(|i| near(first[i]) >> 16 | near(second[i]) & UPPER_HALF);
+        // SAFETY: the caller's pointer is valid for 16 words.
+        unsafe { Self::store_u32(to, both) };
     }
     #[inline(always)]
     unsafe fn store_i8(to: *mut i8, x: Self::F) -> i32 {

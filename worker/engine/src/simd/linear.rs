@@ -5,6 +5,7 @@
 //! tile it fell into, on the level or on the number of threads.
 
 use super::affine::{self, Finish};
+use super::brains::Line;
 use super::cursor::Cursor;
 use super::integer;
 use super::lanes::Lanes;
@@ -31,11 +32,13 @@ const SCRATCH: usize = {
 #[derive(Debug)]
 pub struct Scratch {
     weights: Vec<f32>,
+    /// Weights as a matrix unit reads them; as many as it took.
+    pub(super) squares: Vec<Line>,
 }
 
 impl Default for Scratch {
     fn default() -> Self {
-        Scratch { weights: vec![0.0; SCRATCH + LANES] }
+        Scratch { weights: vec![0.0; SCRATCH + LANES], squares: Vec::new() }
     }
 }
 

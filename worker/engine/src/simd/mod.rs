@@ -28,6 +28,7 @@ pub mod linear;
 pub mod panel;
 pub mod rows;
 pub mod tile;
+mod unpack;
 pub mod window;
 
 use brains::Unit;

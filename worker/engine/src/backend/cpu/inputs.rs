@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::Local;
 use crate::pool::Pool;
 use crate::simd::Level;
-use crate::simd::brains::{SIDE, Tiles, Unit, split};
+use crate::simd::brains::{Line, SIDE, Shape, Unit, split};
 use crate::simd::bytes::{Bytes, Cell, code};
 use crate::simd::digits::{Digits, Rounding, digitise};
 
@@ -21,8 +21,8 @@ pub(super) enum Form<'a> {
     Digits(Rounding, usize),
     /// Cells for a matrix.
     Cells(&'a Bytes),
-    /// Squares of 32 rows for a matrix.
-    Brains(Unit, &'a Tiles),
+    /// Squares of 32 rows.
+    Brains(Unit, Shape),
 }
 
 /// Rows of inputs in such a form.
@@ -31,7 +31,7 @@ pub(super) enum Coded<'a> {
     Numbers,
     Digits(&'a [Digits]),
     Cells(&'a [Cell]),
-    Brains(&'a [u16]),
+    Brains(Unit, &'a [Line]),
 }
 
 /// Rows of inputs of a product.
@@ -47,7 +47,7 @@ pub(super) struct Inputs<'a> {
 pub(super) struct Room {
     pub(super) digits: Vec<Digits>,
     cells: Vec<Cell>,
-    brains: Vec<u16>,
+    brains: Vec<Line>,
 }
 
 /// Who writes the parts of what is as long as they are together: so many of them are no work for a second thread.
@@ -98,13 +98,13 @@ impl Form<'_> {
                 by.each((&mut *out, bytes.cells()), ROWS_ALONE, |index, out| code(level, row(index), bytes, out));
                 Coded::Cells(out)
             }
-            Form::Brains(unit, tiles) => {
-                let out = grown(&mut room.brains, rows.div_ceil(SIDE) * tiles.group(), 0);
-                by.each((&mut *out, tiles.group()), 1, |index, out| {
+            Form::Brains(unit, shape) => {
+                let out = grown(&mut room.brains, rows.div_ceil(SIDE) * shape.group(), Line::ZERO);
+                by.each((&mut *out, shape.group()), 1, |index, out| {
                     let rows = index * SIDE..rows.min((index + 1) * SIDE);
-                    split(unit, &x[rows.start * width..rows.end * width], tiles, out);
+                    split(unit, &x[rows.start * width..rows.end * width], shape, out);
                 });
-                Coded::Brains(out)
+                Coded::Brains(unit, out)
             }
         };
         Inputs { x, rows, coded }
@@ -118,8 +118,9 @@ impl Inputs<'_> {
             Coded::Numbers => Coded::Numbers,
             Coded::Digits(digits) => Coded::Digits(of_rows(digits, self.rows, &rows)),
             Coded::Cells(cells) => Coded::Cells(of_rows(cells, self.rows, &rows)),
-            Coded::Brains(squares) => {
-                Coded::Brains(of_rows(squares, self.rows.div_ceil(SIDE), &(rows.start / SIDE..rows.end.div_ceil(SIDE))))
+            Coded::Brains(unit, squares) => {
+                let some = rows.start / SIDE..rows.end.div_ceil(SIDE);
+                Coded::Brains(unit, of_rows(squares, self.rows.div_ceil(SIDE), &some))
             }
         };
         Inputs { x: of_rows(self.x, self.rows, &rows), rows: rows.len(), coded }

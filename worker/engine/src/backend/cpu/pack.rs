@@ -4,6 +4,7 @@ use super::weight::{Packed, Weight};
 use super::{Cpu, LANES};
 use crate::Error;
 use crate::backend::{Activations, Matrix, Weights};
+use crate::prefix::Kept;
 use crate::quant::{Format, dequantise_row, quantise};
 use crate::simd::brains::{Closeness, Tiles};
 use crate::simd::bytes::Bytes;
@@ -23,6 +24,9 @@ impl Cpu {
             return Err(Error::Unsupported("matrices that cannot be packed side by side".into()));
         }
         let weight = Weight { outputs: parts.iter().map(Panels::rows).sum(), inputs, packed: Packed::Panels(parts) };
+        if self.prompts_by.is_some_and(|unit| weight.form_by(unit).is_some()) {
+            self.kept = Kept::Prompts;
+        }
         let digits = self.step.limits().rows * weight.digits_of_row(self.activations);
         if digits > self.room.digits.len() {
             self.room.digits.resize(digits, Digits::ZERO);

@@ -7,15 +7,15 @@ use super::inputs::{Coded, Form, Inputs};
 use crate::backend::Activations;
 use crate::pool::Strip;
 use crate::simd::affine::Finish;
-use crate::simd::brains::{SIDE, Tiles, Unit};
+use crate::simd::brains::{Closeness, SIDE, Shape, Tiles, Unit};
 use crate::simd::bytes::Bytes;
 use crate::simd::digits::Rounding;
 use crate::simd::linear::{BAND_ROWS, Input, Scratch};
 use crate::simd::panel::{BLOCK, Panels};
 use crate::simd::{Level, brains, bytes, integer, linear};
 
-/// Brain floats of inputs that stay in the second-level cache while all weights pass them.
-const BAND: usize = 512 << 10;
+/// Lines of inputs that stay in the second-level cache while all weights pass them.
+const BAND: usize = 16 << 10;
 /// What bands are a multiple of, so that tiles are whole.
 const TILE_ROWS: usize = 8;
 /// Rows from which on each thread has enough for good tiles.
@@ -58,8 +58,15 @@ impl Weight {
                 _ => Form::Numbers,
             },
             Packed::Bytes(bytes) => Form::Cells(bytes),
-            Packed::Tiles(unit, tiles) => Form::Brains(*unit, tiles),
+            Packed::Tiles(unit, tiles) => Form::Brains(*unit, tiles.shape()),
         }
+    }
+
+    /// What a unit reads of rows of prompts; none where the weights are numbers that it would round.
+    pub(super) fn form_by(&self, unit: Unit) -> Option<Form<'_>> {
+        let Packed::Panels(parts) = &self.packed else { return None };
+        let integers = parts.iter().all(|part| !part.layout().is_plain());
+        integers.then_some(Form::Brains(unit, Shape { columns: self.inputs, closeness: Closeness::Coarse }))
     }
 
     /// Digits of a row as wide as its inputs; none where no part of it is of integers, or inputs stay as they are.
@@ -81,7 +88,7 @@ impl Weight {
     pub(super) fn block(&self) -> (usize, usize) {
         match &self.packed {
             Packed::Panels(_) | Packed::Bytes(_) => (BAND_ROWS, TILE_ROWS),
-            Packed::Tiles(_, tiles) => ((BAND / tiles.group()).max(1) * SIDE, SIDE),
+            Packed::Tiles(_, tiles) => ((BAND / tiles.shape().group()).max(1) * SIDE, SIDE),
         }
     }
 
@@ -89,9 +96,10 @@ impl Weight {
     pub(super) fn strip(&self, inputs: Inputs<'_>) -> usize {
         match (&self.packed, inputs.coded) {
             (Packed::Panels(_), Coded::Digits(_)) => integer::STRIP_UNIT,
+            (Packed::Panels(_) | Packed::Tiles(..), Coded::Brains(..)) => SIDE,
             (Packed::Panels(_), _) => linear::STRIP_UNIT,
             (Packed::Bytes(_), _) => bytes::STRIP_UNIT,
-            (Packed::Tiles(..), _) => SIDE,
+            (Packed::Tiles(..), coded) => unreachable!("inputs are made for the weight: {coded:?}"),
         }
     }
 
@@ -109,8 +117,8 @@ impl Weight {
             (Packed::Bytes(weights), Coded::Cells(cells)) => {
                 bytes::multiply(level, cells, (weights, range), then, strip)
             }
-            (Packed::Tiles(unit, tiles), Coded::Brains(squares)) => {
-                brains::multiply((*unit, level), squares, (tiles, range), then, strip);
+            (Packed::Tiles(_, tiles), Coded::Brains(unit, squares)) => {
+                brains::multiply((unit, level), squares, (tiles, range), then, strip);
             }
             (_, coded) => unreachable!("inputs are made for the weight: {coded:?}"),
         }
@@ -132,6 +140,9 @@ fn panels(
             let columns = from - range.start..to - range.start;
             let (then, mut out) = (then.part(columns.clone()), strip.part(columns));
             match inputs.coded {
+                Coded::Brains(unit, squares) => {
+                    brains::multiply_panels((unit, level), squares, (part, panels), (then, &mut out), scratch);
+                }
                 Coded::Digits(digits) if !part.layout().is_plain() => {
                     let digits = (digits, inputs.rows);
                     integer::multiply(level, digits, (part, panels), (then, &mut out), scratch);
