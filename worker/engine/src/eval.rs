@@ -15,21 +15,22 @@ use crate::simd::Level;
 /// Tokens computed at a time: the logits of so many rows stay small.
 const CHUNK: usize = 64;
 
-/// Runs `tokens` as one sequence, and calls `see` with each position and the logits of the token after it.
+/// Runs `tokens` as one sequence, the first `prompt` of which it came with, and calls `see` with each position and the logits
+/// of the token after it.
 pub fn logits(
     path: &Path,
-    tokens: &[TokenId],
+    (tokens, prompt): (&[TokenId], usize),
     activations: Activations,
     see: impl FnMut(usize, &[f32]),
 ) -> Result<(), Error> {
     let threads = std::thread::available_parallelism().map_or(1, Into::into);
-    logits_at(path, tokens, (Level::detect(), threads, activations), see)
+    logits_at(path, (tokens, prompt), (Level::detect(), threads, activations), see)
 }
 
 /// As [`logits`], with the instructions and threads given.
 pub fn logits_at(
     path: &Path,
-    tokens: &[TokenId],
+    (tokens, prompt): (&[TokenId], usize),
     (level, threads, activations): (Level, usize, Activations),
     mut see: impl FnMut(usize, &[f32]),
 ) -> Result<(), Error> {
@@ -52,7 +53,7 @@ pub fn logits_at(
     let mut all = Vec::new();
     for first in (0..tokens.len()).step_by(CHUNK) {
         let end = tokens.len().min(first + CHUNK);
-        model.logits(&chunk(tokens, first..end, blocks), &mut all)?;
+        model.logits(&chunk((tokens, prompt), first..end, blocks), &mut all)?;
         for (position, logits) in (first..end).zip(all.chunks_exact(vocabulary)) {
             see(position, logits);
         }
@@ -61,7 +62,7 @@ pub fn logits_at(
 }
 
 /// The plan of some tokens of the only sequence, an output at each.
-fn chunk(tokens: &[TokenId], range: std::ops::Range<usize>, blocks: usize) -> Plan {
+fn chunk((tokens, prompt): (&[TokenId], usize), range: std::ops::Range<usize>, blocks: usize) -> Plan {
     let output = |row: usize| Output {
         sequence: SequenceId(0),
         row,
@@ -77,7 +78,7 @@ fn chunk(tokens: &[TokenId], range: std::ops::Range<usize>, blocks: usize) -> Pl
             sequence: SequenceId(0),
             rows: 0..range.len(),
             computed: range.start,
-            prompt: range.len(),
+            prompt: prompt.clamp(range.start, range.end) - range.start,
             blocks: 0..blocks,
         }],
         blocks: (0..blocks as u32).map(BlockId).collect(),

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use crate::Error;
-use crate::backend::Activations;
 use crate::backend::cuda::integers_bytes;
 use crate::engine::EngineConfig;
 use crate::gguf::{Gguf, Tensor};
@@ -53,7 +52,7 @@ pub fn needs(path: &Path, config: &EngineConfig) -> Result<Needs, Error> {
     let shape = ModelConfig::from_gguf(&gguf)?;
     let weights = gguf.tensors().map(|tensor| packed(&tensor)).fold(0, u64::saturating_add);
     let kv = 2 * shape.layers * shape.kv_heads * shape.head_width * HALF;
-    let workspace = workspace(&shape, config) as u64;
+    let workspace = workspace(&shape, config).saturating_add(of_unit(&shape, config)) as u64;
     Ok(Needs { weights, workspace, kv_token: kv as u64, context: shape.context })
 }
 
@@ -64,7 +63,7 @@ pub fn needs_on_card(path: &Path, config: &EngineConfig) -> Result<Needs, Error>
     let weights = gguf.tensors().map(|tensor| on_card(&tensor)).fold(0, u64::saturating_add);
     let needs = needs(path, config)?;
     // Parts of long attentions, inputs of products and the vendor's library want room as well.
-    let workspace = needs.workspace.saturating_add(workspace(&shape, config) as u64).saturating_add(CARD);
+    let workspace = 2 * workspace(&shape, config) as u64 + CARD;
     Ok(Needs { weights, workspace, ..needs })
 }
 
@@ -95,30 +94,33 @@ fn workspace(shape: &ModelConfig, config: &EngineConfig) -> usize {
     let tables = context.div_ceil(BLOCK_TOKENS).saturating_mul(outputs);
     let digits = config.step_tokens.saturating_mul(width.max(queries).max(inner)) / BLOCK * size_of::<Digits>();
     let digits = digits * config.activations.rounding().map_or(0, Rounding::planes);
-    let brains = brains(config, width.max(queries).max(inner));
     let samplers = config.threads.saturating_mul(vocabulary * CANDIDATE);
     [activations, rotations, tables]
         .into_iter()
         .fold(0_usize, usize::saturating_add)
         .saturating_mul(SINGLE)
         .saturating_add(digits)
-        .saturating_add(brains)
         .saturating_add(samplers)
         .saturating_add(vocabulary * VOCABULARY_TOKEN)
 }
 
-/// What a matrix unit reads: rows of a step, and for each thread weights of 32 outputs.
-fn brains(config: &EngineConfig, widest: usize) -> usize {
-    if config.activations != Activations::Mixed || Level::detect().unit().is_none() {
+/// What a matrix unit takes: rows of a step as it reads them, weights of 32 outputs for each thread, and rows that it leaves
+/// to vector registers with their outputs.
+fn of_unit(shape: &ModelConfig, config: &EngineConfig) -> usize {
+    if config.activations.prompts_by(Level::detect().unit()).is_none() {
         return 0;
     }
-    let square = Shape { columns: widest, closeness: Closeness::Coarse }.group() * size_of::<Line>();
-    config.step_tokens.div_ceil(SIDE).saturating_add(config.threads).saturating_mul(square)
+    let queries = (shape.heads + 2 * shape.kv_heads) * shape.head_width;
+    let (inputs, outputs) = (shape.width.max(queries).max(shape.inner), shape.width.max(queries).max(2 * shape.inner));
+    let square = Shape { columns: inputs, closeness: Closeness::Coarse }.group() * size_of::<Line>();
+    let squares = config.step_tokens.div_ceil(SIDE).saturating_add(config.threads).saturating_mul(square);
+    config.step_tokens.saturating_mul((inputs + outputs) * SINGLE).saturating_add(squares)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::Activations;
     use crate::fixture;
 
     #[test]

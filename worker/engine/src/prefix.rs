@@ -29,6 +29,17 @@ pub enum Kept {
     Prompts,
 }
 
+impl Kept {
+    /// How many of a sequence's first `tokens`, when it came with `prompt`, others may have or have left.
+    #[must_use]
+    pub fn of(self, tokens: usize, prompt: usize) -> usize {
+        match self {
+            Kept::All => tokens,
+            Kept::Prompts => tokens.min(prompt),
+        }
+    }
+}
+
 /// The hash of a scope and of all tokens up to the end of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Chain([u8; 16]);

@@ -328,11 +328,7 @@ impl Scheduler {
             let Some(sequence) = self.sequences.get_mut(&id) else {
                 continue;
             };
-            let kept = match self.kept {
-                Kept::All => computed,
-                Kept::Prompts => computed.min(sequence.prompt_tokens()),
-            };
-            let full = kept / BLOCK_TOKENS;
+            let full = self.kept.of(computed, sequence.prompt_tokens()) / BLOCK_TOKENS;
             if flight.step < sequence.since || sequence.table.len() < full {
                 continue;
             }

@@ -76,6 +76,16 @@ struct Apart {
     out: Vec<f32>,
 }
 
+impl Apart {
+    /// Makes room for so many rows.
+    fn reserve(&mut self, rows: usize, weight: &Weight) {
+        self.x.clear();
+        self.out.clear();
+        self.x.reserve(rows * weight.inputs);
+        self.out.reserve(rows * weight.outputs);
+    }
+}
+
 /// Activations.
 #[derive(Debug)]
 pub struct Buf {
@@ -124,12 +134,16 @@ impl Cpu {
         }
     }
 
-    /// The same device with rows of prompts left to a matrix unit, if there is one, where integers meet inputs that are
-    /// rounded with care: it rounds them less.
+    /// The same device with rows of prompts left to a matrix unit, if there is one, where they meet integers and its
+    /// [`Activations`] allow.
     #[must_use]
     pub fn with_prompts_by(self, unit: Option<Unit>) -> Cpu {
-        let prompts_by = unit.filter(|_| self.activations == Activations::Mixed);
-        Cpu { prompts_by, ..self }
+        Cpu { prompts_by: unit, ..self }
+    }
+
+    /// What a unit reads of a product's rows of prompts, where one multiplies them.
+    fn form_of_prompts<'a>(&self, weight: &'a Weight) -> Option<Form<'a>> {
+        self.activations.prompts_by(self.prompts_by).and_then(|unit| weight.form_by(unit))
     }
 
     /// The same device with products of many rows left to a matrix unit, if there is one, of what is packed from now on.
@@ -303,7 +317,7 @@ impl Backend for Cpu {
         let then = Finish { begin: Begin::from(epilogue), bias: &[], activation: Activation::None };
         match &weight.packed {
             // A decoder's, more by far than its inputs: each thread reads its own.
-            Packed::Panels(_) => match self.prompts_by.and_then(|unit| weight.form_by(unit)) {
+            Packed::Panels(_) => match self.form_of_prompts(weight) {
                 Some(form) => self.by_origin((x, weight), form, then, out),
                 None => self.by_outputs((x, weight), then, out),
             },

@@ -19,6 +19,7 @@ use crate::model::Ticket;
 use crate::plan::{BlockId, Plan, Sampled};
 use crate::prefix::Kept;
 use crate::quant::{Format, dequantise_row};
+use crate::simd::brains::Unit;
 use crate::simd::digits::Rounding;
 
 /// A matrix as a model file holds it: rows of `columns` numbers.
@@ -135,6 +136,12 @@ pub enum Activations {
 }
 
 impl Activations {
+    /// What multiplies rows of prompts in place of vector registers, where a machine has such a unit: it rounds less than
+    /// these do, but more than those who want numbers as they are would have.
+    pub(crate) fn prompts_by(self, unit: Option<Unit>) -> Option<Unit> {
+        unit.filter(|_| self == Activations::Mixed)
+    }
+
     /// How a row is rounded; none where it stays as it is.
     pub(crate) const fn rounding(self) -> Option<Rounding> {
         match self {

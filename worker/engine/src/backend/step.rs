@@ -73,10 +73,13 @@ impl Step {
             if end.div_ceil(BLOCK_TOKENS) > span.blocks.len() || span.blocks.end > plan.blocks.len() {
                 return Err(Error::Device("a span without a block for every token".into()));
             }
+            if span.prompt > span.rows.len() {
+                return Err(Error::Device("a span of more prompt than rows".into()));
+            }
             let first = self.rows.len();
             let end = first + span.rows.len();
             self.runs.extend((first..end).step_by(ROWS).map(|first| first..end.min(first + ROWS)));
-            self.sampled.extend(first + span.prompt.min(span.rows.len())..end);
+            self.sampled.extend(first + span.prompt..end);
             for (row, position) in span.rows.clone().zip(span.computed as u32..) {
                 self.rows.push(Row { token: plan.tokens[row], position, blocks: span.blocks.clone() });
             }

@@ -120,6 +120,9 @@ fn products_of_integers_have_the_same_bits_at_every_level_and_in_any_company() {
     }
 }
 
+/// The error that brain floats may cost: a byte costs three times as much.
+const NEAR_BY_UNIT: f64 = 8e-6;
+
 /// A step of one row for each sequence; those at `sampled` carry tokens that were sampled.
 fn plan_of_origins(rows: usize, sampled: impl Fn(usize) -> bool) -> Plan {
     let mut plan = plan(&vec![(0, 1); rows], 50);
@@ -134,8 +137,8 @@ fn rows_of_prompts_are_left_to_a_unit_and_have_the_same_bits_in_any_company() {
     let (outputs, rows) = (77, 45);
     for format in FORMATS.into_iter().filter(|format| format.block_len() > 1) {
         let columns = 96_usize.next_multiple_of(format.block_len());
-        let data = noise.matrix(format, outputs, columns);
-        let parts = [Matrix { format, columns, data: &data }];
+        let (first, second) = (noise.matrix(format, 48, columns), noise.matrix(format, outputs - 48, columns));
+        let parts = [&first, &second].map(|data| Matrix { format, columns, data });
         let (x, before) = (noise.numbers(rows * columns), noise.numbers(rows * outputs));
         let truth = linear(&mut Scalar::new(LIMITS), (&x, columns), &parts, Some(&before));
         for unit in [Some(Unit::Plain), Level::detect().unit()].into_iter().flatten() {
@@ -151,10 +154,10 @@ fn rows_of_prompts_are_left_to_a_unit_and_have_the_same_bits_in_any_company() {
             };
             let case = format!("{} by {unit:?}", format.name());
             let prompts = of(0..rows, &|_| false);
-            // Brain floats are nearer than a byte.
-            assert!(error(&truth, &prompts) < 2e-5, "{case}: {}", error(&truth, &prompts));
+            assert!(error(&truth, &prompts) < NEAR_BY_UNIT, "{case}: {}", error(&truth, &prompts));
             let sampled = linear(&mut mixed(), (&x, columns), &parts, Some(&before));
             assert_eq!(sampled, of(0..rows, &|_| true), "{case}");
+            assert_ne!(sampled, prompts, "{case}");
             let odd = |row: usize| row % 3 == 1;
             let apart = |row: usize| if odd(row) { &sampled } else { &prompts };
             let expected: Vec<f32> =
@@ -164,6 +167,26 @@ fn rows_of_prompts_are_left_to_a_unit_and_have_the_same_bits_in_any_company() {
             assert_eq!(expected, alone, "{case} alone");
         }
     }
+}
+
+#[test]
+fn a_span_may_hold_the_end_of_a_prompt_and_what_was_sampled_after_it() {
+    let mut noise = Noise(15);
+    let (columns, outputs, rows, prompt) = (64, 40, 23, 9);
+    let data = noise.matrix(Format::Q4_1, outputs, columns);
+    let parts = [Matrix { format: Format::Q4_1, columns, data: &data }];
+    let x = noise.numbers(rows * columns);
+    let of = |prompt| {
+        let mut cpu = Cpu::new(Level::detect(), 2, LIMITS).with_prompts_by(Some(Unit::Plain)).with(Activations::Mixed);
+        let mut plan = plan(&[(5, rows)], 50);
+        plan.spans[0].prompt = prompt;
+        cpu.step_begin(&plan).expect("the plan fits");
+        linear(&mut cpu, (&x, columns), &parts, None)
+    };
+    let (prompts, sampled, both) = (of(rows), of(0), of(prompt));
+    assert_eq!(both[..prompt * outputs], prompts[..prompt * outputs]);
+    assert_eq!(both[prompt * outputs..], sampled[prompt * outputs..]);
+    assert_ne!(both, prompts);
 }
 
 #[test]

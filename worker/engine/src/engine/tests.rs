@@ -48,7 +48,7 @@ fn letter(token: TokenId) -> char {
 
 /// What a job says when it is alone and not stopped.
 fn spoken(job: &Job) -> String {
-    let tokens = alone(&job.tokens, job.max_tokens);
+    let tokens = alone(&job.tokens, job.max_tokens, Kept::All);
     tokens.into_iter().filter(|&token| token != END).map(letter).collect()
 }
 
@@ -88,7 +88,7 @@ fn free(blocks: usize) -> Fake {
 /// A job whose answer does not end before `max_tokens`.
 fn job(key: u64, max_tokens: usize) -> Job {
     let prompts = (1..VOCABULARY as TokenId).map(|token| vec![token, 1 + key as TokenId % 7, 3]);
-    let mut long = prompts.filter(|prompt| !alone(prompt, max_tokens).contains(&END));
+    let mut long = prompts.filter(|prompt| !alone(prompt, max_tokens, Kept::All).contains(&END));
     Job {
         key: JobKey(key),
         tokens: long.next().expect("some prompt goes on that long"),
@@ -142,10 +142,10 @@ fn a_job_is_answered() {
 fn the_models_end_is_not_text() {
     let (engine, events) = start(free(8));
     let mut prompts = (1..VOCABULARY as TokenId).map(|token| vec![token, 2, 2]);
-    let tokens = prompts.find(|prompt| alone(prompt, 30).contains(&END)).unwrap();
+    let tokens = prompts.find(|prompt| alone(prompt, 30, Kept::All).contains(&END)).unwrap();
     let job = Job { tokens, ..job(1, 30) };
     engine.submit(job.clone()).unwrap();
-    let count = alone(&job.tokens, 30).len();
+    let count = alone(&job.tokens, 30, Kept::All).len();
     assert_eq!(listen(&events, 1)[&1], (spoken(&job), done(Finish::Stop, count)));
 }
 

@@ -100,7 +100,7 @@ impl Scheduler {
     fn find_prefix(&mut self, id: SequenceId) -> usize {
         self.found.clear();
         let sequence = self.sequences.get_mut(&id).expect("it waits");
-        let most = (sequence.length() - 1) / BLOCK_TOKENS;
+        let most = self.kept.of(sequence.length() - 1, sequence.prompt_tokens()) / BLOCK_TOKENS;
         for index in 0..most {
             let Some(block) = sequence.content(index).and_then(|content| self.blocks.find(&content)) else {
                 break;

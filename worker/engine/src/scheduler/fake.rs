@@ -5,6 +5,7 @@
 use crate::Error;
 use crate::model::{Model, Shape, Ticket};
 use crate::plan::{BLOCK_TOKENS, BlockId, Plan, Sampled, SequenceId, Span, TokenId};
+use crate::prefix::Kept;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,7 +33,7 @@ pub(crate) struct Fake {
     /// Asked before each step, with its number from 0.
     faults: Box<dyn FnMut(u64) -> Fault + Send>,
     steps: u64,
-    /// (blocks) tokens in place of keys and values.
+    /// (blocks) tokens in place of keys and values, marked where it tells from where they are.
     cache: Vec<[Option<TokenId>; BLOCK_TOKENS]>,
     flights: VecDeque<(Ticket, Plan, Fault)>,
     /// What the step collected last sampled.
@@ -97,7 +98,9 @@ impl Fake {
         for span in &plan.spans {
             for (row, position) in span.rows.clone().zip(span.computed..) {
                 let block = plan.blocks[span.blocks.clone()][position / BLOCK_TOKENS];
-                self.cache[block.0 as usize][position % BLOCK_TOKENS] = Some(plan.tokens[row]);
+                let is_sampled = row >= span.rows.start + span.prompt;
+                let token = if is_sampled { sampled(plan.tokens[row], self.shape.kept) } else { plan.tokens[row] };
+                self.cache[block.0 as usize][position % BLOCK_TOKENS] = Some(token);
             }
         }
         let sample = |output: &crate::plan::Output| {
@@ -107,7 +110,8 @@ impl Fake {
             let read = self.read(plan, span);
             assert_eq!(read.len(), output.position as usize);
             if output.sampling.looks_back() {
-                assert_eq!(read, plan.history[output.history.clone()], "a penalty sees all tokens");
+                let tokens = read.iter().map(|token| token % VOCABULARY as TokenId);
+                assert!(tokens.eq(plan.history[output.history.clone()].iter().copied()), "a penalty sees all tokens");
             }
             Sampled { sequence: output.sequence, token: next_token(&read) }
         };
@@ -196,16 +200,23 @@ pub(crate) fn next_token(tokens: &[TokenId]) -> TokenId {
     (hash % VOCABULARY as u64) as TokenId
 }
 
-/// What a prompt is continued by when nothing else is there, the end included.
-pub(crate) fn alone(prompt: &[TokenId], max_tokens: usize) -> Vec<TokenId> {
-    let mut tokens = prompt.to_vec();
-    while tokens.len() < prompt.len() + max_tokens {
-        tokens.push(next_token(&tokens));
-        if tokens.last() == Some(&END) {
-            break;
-        }
+/// A sampled token as the cache holds it: another than the same of a prompt, where only prompts are shared.
+fn sampled(token: TokenId, kept: Kept) -> TokenId {
+    match kept {
+        Kept::All => token,
+        Kept::Prompts => token + VOCABULARY as TokenId,
     }
-    tokens.split_off(prompt.len())
+}
+
+/// What a prompt is continued by when nothing else is there, the end included.
+pub(crate) fn alone(prompt: &[TokenId], max_tokens: usize, kept: Kept) -> Vec<TokenId> {
+    let (mut read, mut outputs) = (prompt.to_vec(), Vec::new());
+    while outputs.len() < max_tokens && outputs.last() != Some(&END) {
+        let token = next_token(&read);
+        read.push(sampled(token, kept));
+        outputs.push(token);
+    }
+    outputs
 }
 
 /// One round of `SplitMix64` (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).

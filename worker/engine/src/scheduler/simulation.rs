@@ -284,7 +284,7 @@ impl World {
         for (id, expected) in self.all.iter().enumerate() {
             let end = expected.end.unwrap_or_else(|| panic!("{id} never ended"));
             *seen.by_end.entry(format!("{end:?}")).or_default() += 1;
-            let alone = alone(&expected.prompt, expected.max_tokens);
+            let alone = alone(&expected.prompt, expected.max_tokens, self.scheduler.kept);
             let ending = if alone.last() == Some(&END) { Ending::Stop } else { Ending::Length };
             match end {
                 End::Own(Ending::Stop | Ending::Length) => {

@@ -158,6 +158,24 @@ fn what_was_sampled_is_shared_only_where_all_blocks_are_kept() {
     }
 }
 
+/// Else it would find what it sampled as another's prompt, which a device may have computed otherwise.
+#[test]
+fn who_lost_its_cache_takes_no_prompt_for_what_it_sampled() {
+    for (kept, found) in [(Kept::All, 2), (Kept::Prompts, 1)] {
+        let mut bench = Bench::new(20, 64, 4);
+        bench.scheduler = Scheduler::new(bench.scheduler.limits).keeping(kept);
+        bench.submit(7, BLOCK_TOKENS, 2 * BLOCK_TOKENS);
+        for _ in 0..BLOCK_TOKENS + 4 {
+            bench.step();
+        }
+        let sequence = Sequence::new(SequenceId(8), vec![7; 2 * BLOCK_TOKENS + 1], 9, Sampling::greedy());
+        bench.scheduler.submit(sequence);
+        bench.step();
+        bench.scheduler.preempt(0);
+        assert_eq!(bench.step()[1], (7, found * BLOCK_TOKENS, 37 - found * BLOCK_TOKENS), "{kept:?}");
+    }
+}
+
 #[test]
 fn a_span_tells_what_its_sequence_came_with() {
     let mut bench = Bench::new(10, 8, 4);

@@ -235,9 +235,7 @@ pub fn multiply_panels(
     scratch: &mut Scratch,
 ) {
     let shape = Shape { columns: weights.columns(), closeness: Closeness::Coarse };
-    let squares = &mut scratch.squares;
-    squares.resize(squares.len().max(shape.group()), Line::ZERO);
-    let (w, mut work) = (&mut squares[..shape.group()], Work::begin(unit, level, shape));
+    let (w, mut work) = (scratch.make_squares(shape), Work::begin(unit, level, shape));
     for first in panels.clone().step_by(SIDE / LANES) {
         let some = first..panels.end.min(first + SIDE / LANES);
         unpack(level, weights, some.clone(), w);

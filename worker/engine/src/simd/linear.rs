@@ -5,7 +5,7 @@
 //! tile it fell into, on the level or on the number of threads.
 
 use super::affine::{self, Finish};
-use super::brains::Line;
+use super::brains::{Line, Shape};
 use super::cursor::Cursor;
 use super::integer;
 use super::lanes::Lanes;
@@ -33,7 +33,7 @@ const SCRATCH: usize = {
 pub struct Scratch {
     weights: Vec<f32>,
     /// Weights as a matrix unit reads them; as many as it took.
-    pub(super) squares: Vec<Line>,
+    squares: Vec<Line>,
 }
 
 impl Default for Scratch {
@@ -43,6 +43,15 @@ impl Default for Scratch {
 }
 
 impl Scratch {
+    /// Makes room for weights of 32 outputs.
+    pub fn make_squares(&mut self, shape: Shape) -> &mut [Line] {
+        let lines = shape.group();
+        if self.squares.len() < lines {
+            self.squares.resize(lines, Line::ZERO);
+        }
+        &mut self.squares[..lines]
+    }
+
     /// [`SCRATCH`] numbers of any kind, begun at a cache line.
     pub(super) fn as_mut_ptr(&mut self) -> *mut f32 {
         let line = self.weights.as_ptr().align_offset(64) % LANES;

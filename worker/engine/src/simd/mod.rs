@@ -51,7 +51,7 @@ pub enum Level {
     /// AVX-512 F, BW, DQ, VL and VNNI, besides all of AVX2's.
     #[cfg(target_arch = "x86_64")]
     Avx512(avx512::Avx512),
-    /// The same and AMX with brain floats, by which encoders' products are computed.
+    /// The same and AMX with brain floats, by which prompts and encoders' products are computed.
     #[cfg(target_arch = "x86_64")]
     Amx(avx512::Avx512, amx::Amx),
 }

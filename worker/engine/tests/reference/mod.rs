@@ -33,10 +33,15 @@ pub(crate) struct Distance {
 impl Reference {
     /// Runs the model over the text.
     pub(crate) fn distance(&self, model: &Path, activations: Activations) -> Distance {
+        self.distance_after(model, activations, self.tokens.len())
+    }
+
+    /// The same where only the first `prompt` tokens are a prompt's.
+    pub(crate) fn distance_after(&self, model: &Path, activations: Activations, prompt: usize) -> Distance {
         let positions = self.next.len();
         let listed = self.listed.len() / positions;
         let (mut same, mut nll, mut divergences) = (0usize, 0.0f64, 0.0f64);
-        eval::logits(model, &self.tokens[..positions], activations, |position, logits| {
+        eval::logits(model, (&self.tokens[..positions], prompt), activations, |position, logits| {
             let (top, total) = read(logits);
             let at = position * listed..(position + 1) * listed;
             same += usize::from(top == self.ids[at.start]);

@@ -50,6 +50,13 @@ pub(super) struct Room {
     brains: Vec<Line>,
 }
 
+impl Room {
+    /// Makes room for so many rows of such squares.
+    pub(super) fn make_squares(&mut self, rows: usize, shape: Shape) {
+        grown(&mut self.brains, rows.div_ceil(SIDE) * shape.group(), Line::ZERO);
+    }
+}
+
 /// Who writes the parts of what is as long as they are together: so many of them are no work for a second thread.
 pub(super) trait Writers {
     fn each<T: Send>(&mut self, out: (&mut [T], usize), few: usize, write: impl Fn(usize, &mut [T]) + Sync);

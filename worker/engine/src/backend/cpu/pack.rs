@@ -1,5 +1,6 @@
 //! Which way a matrix is packed.
 
+use super::inputs::Form;
 use super::weight::{Packed, Weight};
 use super::{Cpu, LANES};
 use crate::Error;
@@ -24,10 +25,16 @@ impl Cpu {
             return Err(Error::Unsupported("matrices that cannot be packed side by side".into()));
         }
         let weight = Weight { outputs: parts.iter().map(Panels::rows).sum(), inputs, packed: Packed::Panels(parts) };
-        if self.prompts_by.is_some_and(|unit| weight.form_by(unit).is_some()) {
+        let rows = self.step.limits().rows;
+        if let Some(Form::Brains(_, shape)) = self.form_of_prompts(&weight) {
             self.kept = Kept::Prompts;
+            self.apart.reserve(rows, &weight);
+            self.room.make_squares(rows, shape);
+            for local in &mut self.locals {
+                local.scratch.make_squares(shape);
+            }
         }
-        let digits = self.step.limits().rows * weight.digits_of_row(self.activations);
+        let digits = rows * weight.digits_of_row(self.activations);
         if digits > self.room.digits.len() {
             self.room.digits.resize(digits, Digits::ZERO);
         }
