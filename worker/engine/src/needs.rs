@@ -63,7 +63,7 @@ pub fn needs_on_card(path: &Path, config: &EngineConfig) -> Result<Needs, Error>
     let weights = gguf.tensors().map(|tensor| on_card(&tensor)).fold(0, u64::saturating_add);
     let needs = needs(path, config)?;
     // Parts of long attentions, inputs of products and the vendor's library want room as well.
-    let workspace = 2 * workspace(&shape, config) as u64 + CARD;
+    let workspace = (workspace(&shape, config) as u64).saturating_mul(2).saturating_add(CARD);
     Ok(Needs { weights, workspace, ..needs })
 }
 
