@@ -265,9 +265,17 @@ impl Backend for Cpu {
 
     fn pack_stored(&mut self, rows: Matrix<'_>) -> Result<Weight, Error> {
         let held = std::mem::take(&mut self.weights);
-        let stored = self.pack(&[rows]);
+        let stored = self.pack_vocabulary(rows);
         self.weights = held;
         stored
+    }
+
+    /// No row of a prompt meets it.
+    fn pack_vocabulary(&mut self, rows: Matrix<'_>) -> Result<Weight, Error> {
+        let prompts_by = self.prompts_by.take();
+        let packed = self.pack(&[rows]);
+        self.prompts_by = prompts_by;
+        packed
     }
 
     fn kv(&self, shape: KvShape) -> Result<Kv, Error> {

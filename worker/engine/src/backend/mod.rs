@@ -259,6 +259,13 @@ pub trait Backend: Send {
     fn pack_stored(&mut self, rows: Matrix<'_>) -> Result<Self::Weight, Error> {
         self.pack(&[rows])
     }
+    /// Packs the matrix of [`Backend::unembed`].
+    ///
+    /// # Errors
+    /// As [`Backend::pack`].
+    fn pack_vocabulary(&mut self, rows: Matrix<'_>) -> Result<Self::Weight, Error> {
+        self.pack(&[rows])
+    }
     /// A matrix of noise, as a file of this format would give it, to measure with.
     fn noise(&mut self, outputs: usize, inputs: usize, format: Format) -> Result<Self::Weight, Error> {
         let mut noise = crate::fixture::Noise(outputs as u64);

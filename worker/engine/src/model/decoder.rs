@@ -194,9 +194,9 @@ impl<B: Backend> Weights<B> {
         let (embedding, unembedding) = match loader.source.has(OUTPUT) {
             true => {
                 let table = loader.table(EMBEDDING, (vocabulary, width))?;
-                (table, Some(loader.matrices(width, &[(OUTPUT, vocabulary)])?))
+                (table, Some(loader.vocabulary(OUTPUT, (vocabulary, width))?))
             }
-            false => (loader.matrices(width, &[(EMBEDDING, vocabulary)])?, None),
+            false => (loader.vocabulary(EMBEDDING, (vocabulary, width))?, None),
         };
         let positions = config.context.min(room.blocks * BLOCK_TOKENS);
         let bases = [Some(config.rope_base), config.local.map(|local| local.rope_base)];

@@ -112,6 +112,14 @@ impl<B: Backend> Loader<'_, B> {
         }
     }
 
+    /// The matrix that gives logits.
+    pub(super) fn vocabulary(&mut self, name: &str, (rows, columns): (usize, usize)) -> Result<B::Weight, Error> {
+        match self.source {
+            Source::File(gguf) => self.backend.pack_vocabulary(matrix(gguf, name, (rows, columns))?),
+            Source::Noise(format) => self.backend.noise(rows, columns, format),
+        }
+    }
+
     /// One row of single-precision numbers, tensor after tensor, each with its name, length and order.
     pub(super) fn vectors(&mut self, parts: &[(&str, usize, Order)]) -> Result<B::Buf, Error> {
         let mut row = Vec::new();

@@ -52,8 +52,8 @@ pub(super) struct Room {
 
 impl Room {
     /// Makes room for so many rows of such squares.
-    pub(super) fn make_squares(&mut self, rows: usize, shape: Shape) {
-        grown(&mut self.brains, rows.div_ceil(SIDE) * shape.group(), Line::ZERO);
+    pub(super) fn make_squares(&mut self, rows: usize, shape: Shape) -> &mut [Line] {
+        grown(&mut self.brains, rows.div_ceil(SIDE) * shape.group(), Line::ZERO)
     }
 }
 
@@ -106,7 +106,7 @@ impl Form<'_> {
                 Coded::Cells(out)
             }
             Form::Brains(unit, shape) => {
-                let out = grown(&mut room.brains, rows.div_ceil(SIDE) * shape.group(), Line::ZERO);
+                let out = room.make_squares(rows, shape);
                 by.each((&mut *out, shape.group()), 1, |index, out| {
                     let rows = index * SIDE..rows.min((index + 1) * SIDE);
                     split(unit, &x[rows.start * width..rows.end * width], shape, out);
